@@ -1,0 +1,60 @@
+# Everything a newcomer needs: `make quickstart` and `make test`. Needs Debian or Ubuntu, Python 3.11+.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where runs are kept; `orchestrate` itself looks there too without being told.
+STORE ?= $(or $(ORCHESTRATE_STORE),runs)
+# Debian packages for the tests against a real SLURM and a real browser.
+APT_PACKAGES := slurm-wlm munge chromium
+
+# The page that the report stage of a run has written.
+define PRINT_REPORT
+import json, pathlib, sys
+for stage in json.load(sys.stdin)["stages"]:
+    if stage["kind"] == "report":
+        page = pathlib.Path(stage["folder"], "outputs", "report.md")
+        print(page.read_text(encoding="utf-8"), page, sep="\n")
+endef
+export PRINT_REPORT
+
+.PHONY: help install install-dev quickstart test check format learn-check clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed ## create the environment and install orchestrate into it
+
+install-dev: $(VENV)/.installed-dev ## the same with what tests and checks need
+
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/install.sh
+	PYTHON=$(PYTHON) bash .ci/install.sh $(VENV)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt .ci/install.sh
+	PYTHON=$(PYTHON) bash .ci/install.sh $(VENV) dev
+	@touch $(VENV)/.installed $@
+
+quickstart: install ## run the main job on this machine, on videos it draws itself; ARGS="key=value ..." changes it
+	$(BIN)/orchestrate submit recipes/quickstart.yaml $(ARGS) --store $(STORE)
+	@$(BIN)/orchestrate status --json --store $(STORE) | $(BIN)/python -c "$$PRINT_REPORT"
+
+test: install-dev ## everything that needs no GPU; installs SLURM and Chromium where it may
+	bash .ci/apt.sh $(APT_PACKAGES)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: install-dev ## format, lint, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-dev ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+learn-check: install ## minutes: does DPC learn motion here, against random weights, three seeds
+	$(BIN)/python benchmarks/learn_check.py --store $(STORE)/learn-check
+
+clean: ## remove the environment (never the store)
+	rm -rf $(VENV)
