@@ -1,0 +1,1 @@
+"""Execution back ends: SLURM and this machine, ranks, preemption, atomic files."""

@@ -1,0 +1,253 @@
+"""Pure: a job request as submitit's parameters, every value validated before any shell sees it."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.contract import JobRequest, Resources
+
+# sbatch options a recipe or site may add under `extra`; what we set ourselves is not among them,
+# and nothing that runs a command, redirects output or changes the environment.
+EXTRA_KEYS = frozenset(
+    {
+        "begin",
+        "bb",
+        "chassis",
+        "cluster-constraint",
+        "contiguous",
+        "core-spec",
+        "cores-per-socket",
+        "cpu-freq",
+        "deadline",
+        "delay-boot",
+        "distribution",
+        "exclusive",
+        "extra-node-info",
+        "gpu-bind",
+        "gpu-freq",
+        "gpus-per-task",
+        "gres",
+        "gres-flags",
+        "hint",
+        "licenses",
+        "mail-type",
+        "mail-user",
+        "mem-bind",
+        "mem-per-cpu",
+        "mem-per-gpu",
+        "mincpus",
+        "network",
+        "nice",
+        "nodelist",
+        "oversubscribe",
+        "prefer",
+        "priority",
+        "profile",
+        "reservation",
+        "sockets-per-node",
+        "spread-job",
+        "switches",
+        "thread-spec",
+        "threads-per-core",
+        "tmp",
+        "tres-per-task",
+        "use-min-nodes",
+        "wckey",
+    }
+)
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_LONGEST_VALUE = 32_000
+
+
+class RequestError(ValueError):
+    """A request holds a value no batch script may contain; the message names field and remedy."""
+
+
+def check_text(field: str, value: str) -> str:
+    """The value, if it fits on one line of a script whatever reads that line.
+
+    Raises:
+        RequestError: control characters, line or paragraph separators, lone surrogates, too long.
+    """
+    for position, char in enumerate(value):
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            raise RequestError(
+                f"{field}: character {position} is {char!a}, which a job script cannot hold safely;"
+                " remove it"
+            )
+    if len(value) > _LONGEST_VALUE:
+        raise RequestError(f"{field}: {len(value)} characters; at most {_LONGEST_VALUE} are taken")
+    return value
+
+
+def _check_all(field: str, values: Sequence[str]) -> list[str]:
+    return [check_text(f"{field}[{i}]", value) for i, value in enumerate(values)]
+
+
+def check_job_name(name: str) -> str:
+    """The name, if it is plain enough for squeue, file names and lists. Raises RequestError."""
+    if not _JOB_NAME.fullmatch(name):
+        raise RequestError(
+            f"job name {name!a}: 1 to 64 of letters, digits, '.', '_', '-', the first a letter or"
+            " digit"
+        )
+    return name
+
+
+def parameters(request: JobRequest, passed_on: Mapping[str, str]) -> dict[str, Any]:
+    """The keyword arguments of submitit's `SlurmExecutor.update_parameters` for this request.
+
+    Args:
+        request: the job.
+        passed_on: variables of the submitting shell that the job receives; `request.env` wins.
+
+    Raises:
+        RequestError: a value that a script cannot hold, or an `extra` key that is not allowed.
+    """
+    resources = request.resources
+    _check_counts(resources)
+    minutes = max(1, math.ceil(resources.hours * 60))
+    values: dict[str, Any] = {
+        "job_name": check_job_name(request.name),
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks_per_node,
+        "cpus_per_task": resources.cpus_per_task,
+        "time": minutes,
+        "stderr_to_stdout": True,
+        # submitit's own default would file our jobs under its name where sites account by key.
+        "wckey": None,
+        "additional_parameters": _additional(request, minutes),
+        "srun_args": _srun_args(resources),
+        "setup": _setup(request, passed_on),
+        "teardown": _teardown(request),
+    }
+    if resources.mem_gb is not None:
+        values["mem"] = f"{math.ceil(resources.mem_gb * 1024)}M"
+    for field in ("partition", "account", "qos", "constraint", "exclude"):
+        text = getattr(resources, field)
+        if text is not None:
+            values[field] = _check_option(field, text)
+    if request.comment:
+        values["comment"] = check_text("comment", request.comment)
+    if resources.gpus_per_node:
+        values |= _gpus(resources)
+    if request.after:
+        ids = [check_text("after", handle.job_id) for handle in request.after]
+        values["dependency"] = "afterok:" + ":".join(ids)
+    return values
+
+
+def _check_counts(resources: Resources) -> None:
+    for field in ("nodes", "tasks_per_node", "cpus_per_task", "signal_seconds"):
+        if getattr(resources, field) < 1:
+            raise RequestError(f"{field}: {getattr(resources, field)}; at least 1 is needed")
+    if resources.gpus_per_node < 0:
+        raise RequestError(f"gpus_per_node: {resources.gpus_per_node}; 0 or more")
+    for field in ("hours", "mem_gb"):
+        value = getattr(resources, field)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise RequestError(f"{field}: {value}; a number above 0 is needed")
+
+
+def _check_option(field: str, text: str) -> str:
+    if not text.strip():
+        raise RequestError(f"{field}: empty; leave it out to take the site's default")
+    return check_text(field, text)
+
+
+def _gpus(resources: Resources) -> dict[str, Any]:
+    if resources.gpu_request == "gres":
+        return {"gres": f"gpu:{resources.gpus_per_node}"}
+    return {"gpus_per_node": resources.gpus_per_node}
+
+
+def _additional(request: JobRequest, minutes: int) -> dict[str, str | int | bool]:
+    folder = check_text("log_dir", str(request.log_dir))
+    if not request.log_dir.is_absolute() or "%" in folder or "\\" in folder:
+        raise RequestError(
+            f"log_dir {folder!r}: SLURM needs an absolute path, and gives '%' and '\\' in file"
+            " names a meaning of its own; choose another place for the store"
+        )
+    values: dict[str, str | int | bool] = {
+        "chdir": folder,
+        "export": "NONE",
+        "kill-on-invalid-dep": "yes",
+        "requeue": True,
+        # submitit takes the signal from a variable of the environment; ours is fixed. Of a short
+        # job no more than a third may be warning, else it would be asked to stop at its start.
+        "signal": f"USR2@{min(request.resources.signal_seconds, minutes * 20)}",
+    }
+    for key, value in request.resources.extra.items():
+        name = key.replace("_", "-")
+        if name not in EXTRA_KEYS:
+            raise RequestError(
+                f"extra.{key!a}: not an sbatch option that can be added here; known:"
+                f" {', '.join(sorted(EXTRA_KEYS))}"
+            )
+        if value is not False:
+            text = value if value is True else check_text(f"extra.{key}", str(value))
+            values[name] = text
+    return values
+
+
+def _srun_args(resources: Resources) -> list[str]:
+    """srun is told all numbers again: since 22.05 it does not take --cpus-per-task from sbatch."""
+    return [
+        "--open-mode=append",
+        "--kill-on-bad-exit=1",
+        f"--nodes={resources.nodes}",
+        f"--ntasks={resources.world_size}",
+        f"--ntasks-per-node={resources.tasks_per_node}",
+        f"--cpus-per-task={resources.cpus_per_task}",
+    ]
+
+
+def _setup(request: JobRequest, passed_on: Mapping[str, str]) -> list[str]:
+    """Take only our variables, outlive the stop signals, then the site's own lines.
+
+    TERM is acted on at once, while the ranks still save: where they cannot within KillWait, the
+    script is killed with them, and a job that was preempted by cancelling (PreemptMode=CANCEL) or
+    ran into its time limit would be lost if the requeue had waited for their end. That is why srun
+    runs in the background: a shell looks at its traps only between foreground commands.
+    """
+    lines = ["umask 077", "unset SLURM_EXPORT_ENV"]
+    for name, value in sorted({**passed_on, **request.env}.items()):
+        if not _VARIABLE.fullmatch(name):
+            raise RequestError(f"env: {name!a} is not the name of a variable")
+        lines.append(f"export {name}={shlex.quote(check_text(f'env.{name}', value))}")
+    # A second TERM would reach the epilogue before it can ignore it.
+    on_term = f"trap '' TERM USR2; signalled=1; {_epilogue(request)} --exit-code 143 --signalled"
+    lines += [f"on_term() {{ {on_term}; }}", "trap on_term TERM", "trap signalled=1 USR2"]
+    return lines + _check_all("setup", request.resources.setup)
+
+
+def _teardown(request: JobRequest) -> list[str]:
+    """Wait for srun; the epilogue decides on its exit code, and nothing may interrupt that.
+
+    `wait` returns early when a trap has run, so it is repeated; bash keeps the status of a process
+    that ended meanwhile.
+    """
+    return [
+        "ranks=$!",
+        'signalled=1; while [ -n "$signalled" ]; do signalled=; wait "$ranks"; rc=$?; done',
+        "trap '' TERM USR2",
+        f'{_epilogue(request)} --exit-code "$rc"',
+        "exit $?",
+    ]
+
+
+def _epilogue(request: JobRequest) -> str:
+    return shlex.join(_check_all("epilogue", request.epilogue))
+
+
+def command(request: JobRequest) -> str:
+    """The ranks' command as shell words. Raises RequestError."""
+    if not request.argv or not request.epilogue:
+        raise RequestError("argv and epilogue: both need a program to run")
+    return shlex.join(_check_all("argv", request.argv))

@@ -1,0 +1,130 @@
+"""What every executor is asked and answers: resources, requests, handles, states, the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+
+class ExitCode:
+    """Exit codes of a stage's process, as the epilogue and `status` read them (after sysexits)."""
+
+    SUCCESS = 0
+    CONFIGURATION = 65
+    INPUT = 66
+    USER_CODE = 70
+    OUT_OF_MEMORY = 71
+    DIVERGED = 72
+    HANG = 73
+    COMMUNICATION = 74  # a peer died or could not be reached: not this rank's fault, retried
+    PREEMPTED = 75
+    SUPERSEDED = 76  # a newer submission owns the stage: this job leaves before it works
+
+
+class Phase(StrEnum):
+    """Where a job is in the scheduler's eyes; `gone` covers ended and never known alike."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one job asks for. `tasks_per_node` counts ranks: one a GPU, or one a CPU share."""
+
+    nodes: int = 1
+    tasks_per_node: int = 1
+    device: Literal["cuda", "cpu"] = "cpu"
+    gpus_per_node: int = 0
+    cpus_per_task: int = 1
+    mem_gb: float | None = None
+    hours: float = 1.0
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    signal_seconds: int = 300
+    setup: tuple[str, ...] = ()
+    extra: Mapping[str, str | int | bool] = field(default_factory=dict)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks over all nodes."""
+        return self.nodes * self.tasks_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobHandle:
+    """Names one submitted job for good; ids repeat, so the time of submission belongs to it."""
+
+    executor: str
+    cluster: str
+    job_id: str
+    submitted_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """What the scheduler says of a job now."""
+
+    phase: Phase
+    reason: str = ""
+    restarts: int = 0
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """One job: `argv` runs once a rank, `epilogue` once after all ranks, with `--exit-code RC`.
+
+    `log_dir` receives one file a rank, appended across restarts. `after` are jobs that must succeed
+    first. `env` is set for the ranks and the epilogue, on top of what the executor passes on.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    epilogue: tuple[str, ...]
+    resources: Resources
+    log_dir: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[JobHandle, ...] = ()
+    comment: str = ""
+
+
+class Executor(Protocol):
+    """A back end. `submit` never blocks on a job; `wait` does, and drives the local ones."""
+
+    name: str
+
+    def submit(self, request: JobRequest) -> JobHandle:
+        """Hand the job over. Raises `SchedulerError` with command, exit code and stderr."""
+
+    def render(self, request: JobRequest) -> str:
+        """The script `submit` would hand over, for people to read."""
+
+    def query(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobState]:
+        """State of each job, in one call to the scheduler however many there are."""
+
+    def find(self, name: str) -> JobHandle | None:
+        """The newest pending or running job of that name, if the scheduler knows one."""
+
+    def cancel(self, handles: Sequence[JobHandle]) -> None:
+        """Stop the jobs; unknown ones are ignored."""
+
+    def wait(
+        self,
+        handles: Sequence[JobHandle],
+        on_tick: Callable[[Mapping[JobHandle, JobState]], None] | None = None,
+        timeout: float | None = None,
+    ) -> dict[JobHandle, JobState]:
+        """Block until all jobs are gone or `timeout` seconds passed; `on_tick` twice a second."""
+
+
+class SchedulerError(RuntimeError):
+    """The scheduler refused or was out of reach; the message has command, code and stderr."""

@@ -1,0 +1,138 @@
+"""Pure parsers of squeue and scontrol output; every SLURM job state is mapped to a phase once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.contract import JobState, Phase
+
+# Base states and flags of slurm.h, 22.05 to 25.11, as squeue spells them. A job that is COMPLETING
+# is still on its nodes and may yet be requeued, so it is not gone.
+PHASES: Mapping[str, Phase] = {
+    "PENDING": Phase.PENDING,
+    "RUNNING": Phase.RUNNING,
+    "SUSPENDED": Phase.RUNNING,
+    "COMPLETED": Phase.GONE,
+    "CANCELLED": Phase.GONE,
+    "FAILED": Phase.GONE,
+    "TIMEOUT": Phase.GONE,
+    "NODE_FAIL": Phase.GONE,
+    "PREEMPTED": Phase.GONE,
+    "BOOT_FAIL": Phase.GONE,
+    "DEADLINE": Phase.GONE,
+    "OUT_OF_MEMORY": Phase.GONE,
+    "LAUNCH_FAILED": Phase.GONE,
+    "RECONFIG_FAIL": Phase.GONE,
+    "COMPLETING": Phase.RUNNING,
+    "CONFIGURING": Phase.RUNNING,
+    "EXPEDITING": Phase.PENDING,
+    "POWER_UP_NODE": Phase.PENDING,
+    "REQUEUED": Phase.PENDING,
+    "REQUEUE_FED": Phase.PENDING,
+    "REQUEUE_HOLD": Phase.PENDING,
+    "RESIZING": Phase.RUNNING,
+    "RESV_DEL_HOLD": Phase.PENDING,
+    "REVOKED": Phase.GONE,
+    "SIGNALING": Phase.RUNNING,
+    "SPECIAL_EXIT": Phase.PENDING,
+    "STAGE_OUT": Phase.RUNNING,
+    "STOPPED": Phase.RUNNING,
+    "UPDATE_DB": Phase.RUNNING,
+}
+
+# The name comes last: of jobs that are not ours it may hold the separator.
+SQUEUE_FIELDS = ("JobID", "State", "Reason", "RestartCnt", "SubmitTime", "exit_code", "Name")
+SQUEUE_FORMAT = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """One line of squeue; `submitted_at` is unix seconds, renewed by SLURM at every requeue."""
+
+    job_id: str
+    name: str
+    submitted_at: float
+    state: JobState
+
+
+def phase(state: str) -> Phase:
+    """The phase of a SLURM state; `CANCELLED by 1000` counts as CANCELLED.
+
+    Raises:
+        ValueError: a state this table does not know; guessing could run a job twice.
+    """
+    word = state.split()[0].rstrip("+") if state.strip() else ""
+    try:
+        return PHASES[word]
+    except KeyError:
+        raise ValueError(f"unknown SLURM job state {state!r}") from None
+
+
+def parse_squeue(text: str) -> list[QueuedJob]:
+    """Read `squeue --noheader -O SQUEUE_FORMAT` with SLURM_TIME_FORMAT=%s.
+
+    Raises:
+        ValueError: a line that does not have the fields asked for.
+    """
+    jobs = []
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        values = line.removesuffix("|").split("|", len(SQUEUE_FIELDS) - 1)
+        if len(values) != len(SQUEUE_FIELDS):
+            raise ValueError(f"squeue printed a line of {len(values)} fields: {line!r}")
+        jobs.append(_job(dict(zip(SQUEUE_FIELDS, (v.strip() for v in values), strict=True))))
+    return jobs
+
+
+def _job(row: Mapping[str, str]) -> QueuedJob:
+    now = phase(row["State"])
+    state = row["State"].split()[0]
+    # The reason says why a job waits; of one that ended, the state itself does.
+    waits = row["Reason"] if row["Reason"] not in ("None", "") else state
+    reason = waits if now is Phase.PENDING else state
+    return QueuedJob(
+        job_id=row["JobID"],
+        name=row["Name"],
+        submitted_at=float(row["SubmitTime"]),
+        state=JobState(
+            phase=now,
+            reason=reason,
+            restarts=int(row["RestartCnt"] or 0),
+            exit_code=_exit_code(row["exit_code"]) if now is Phase.GONE else None,
+        ),
+    )
+
+
+def _exit_code(text: str) -> int | None:
+    """A raw wait status (768 is exit 3, 9 is SIGKILL) or `code:signal`; 128 + n for a signal."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if match is None:
+        return None
+    if match.group(2) is not None:
+        code, signal = int(match.group(1)), int(match.group(2))
+    else:
+        code, signal = int(text) >> 8, int(text) & 127
+    return 128 + signal if signal else code
+
+
+def parse_scontrol_job(text: str) -> dict[str, str]:
+    """Read `scontrol -o show job ID`: `Key=Value` words, values with blanks included."""
+    found: dict[str, str] = {}
+    word = r"[A-Z][A-Za-z_/:]*"
+    for key, value in re.findall(rf"(?:^|\s)({word})=(.*?)(?=\s+{word}=|$)", text.strip()):
+        # The first wins: a comment, which comes late, cannot pretend to be a state.
+        found.setdefault(key, value.strip())
+    return found
+
+
+def parse_scontrol_config(text: str) -> dict[str, str]:
+    """Read `scontrol show config`: `Key = Value` lines; others are passed over."""
+    values = {}
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals and key.strip():
+            values[key.strip()] = value.strip()
+    return values

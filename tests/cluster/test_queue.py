@@ -1,0 +1,87 @@
+"""Parsers of squeue and scontrol, on lines recorded from SLURM 22.05.8."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.contract import Phase
+from cluster.queue import PHASES, parse_scontrol_config, parse_scontrol_job, parse_squeue, phase
+
+SQUEUE = """\
+1|FAILED|NonZeroExitCode|0|1795176154|768|a b|c|
+2|FAILED|JobLaunchFailure|0|1795176154|9|wrap|
+3|PENDING|DependencyNeverSatisfied|0|1795176154|0|wrap|
+4|PENDING|BeginTime|1|1795176155|0|wrap|
+5|RUNNING|None|2|1795176156|0|wrap|
+6|COMPLETED|None|0|1795176156|0|wrap|
+7|COMPLETING|None|0|1795176156|0|wrap|
+"""
+SCONTROL = (
+    "JobId=1 JobName=p.again UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=1 Nice=0"
+    " Account=(null) JobState=COMPLETING Reason=None Dependency=(null) Requeue=1 Restarts=1"
+    " AllocNode:Sid=localhost:2893 ReqB:S:C:T=0:0:*:* PreemptTime=None"
+    " Comment=a test JobState=RUNNING PreemptTime=1 StdOut=/tmp/a b'q/1_0_log.out Power= \n"
+)
+
+
+def test_squeue_lines_are_read() -> None:
+    jobs = {job.job_id: job for job in parse_squeue(SQUEUE)}
+    phases = {number: job.state.phase for number, job in jobs.items()}
+    assert phases == {
+        "1": Phase.GONE,
+        "2": Phase.GONE,
+        "3": Phase.PENDING,
+        "4": Phase.PENDING,
+        "5": Phase.RUNNING,
+        "6": Phase.GONE,
+        "7": Phase.RUNNING,
+    }
+    assert jobs["1"].name == "a b|c"
+    assert jobs["1"].state.exit_code == 3
+    assert jobs["2"].state.exit_code == 137
+    assert jobs["3"].state.reason == "DependencyNeverSatisfied"
+    assert (jobs["4"].state.reason, jobs["4"].state.restarts) == ("BeginTime", 1)
+    assert jobs["5"].state.exit_code is None
+    assert (jobs["6"].state.reason, jobs["6"].state.exit_code) == ("COMPLETED", 0)
+    assert jobs["1"].submitted_at == 1795176154
+
+
+def test_an_empty_queue_is_no_job() -> None:
+    assert parse_squeue("") == [] and parse_squeue("\n") == []
+
+
+def test_a_line_of_another_form_is_an_error() -> None:
+    with pytest.raises(ValueError, match="3 fields"):
+        parse_squeue("1|RUNNING|None|\n")
+
+
+def test_an_unknown_state_is_an_error_and_not_a_guess() -> None:
+    with pytest.raises(ValueError, match="HIBERNATING"):
+        phase("HIBERNATING")
+
+
+@pytest.mark.parametrize("state", sorted(PHASES))
+def test_every_state_has_one_phase(state: str) -> None:
+    assert phase(state) is PHASES[state]
+
+
+def test_a_cancelled_job_may_name_who_did_it() -> None:
+    assert phase("CANCELLED by 1000") is Phase.GONE
+    assert phase("CANCELLED+") is Phase.GONE
+
+
+def test_scontrol_words_are_read_and_a_comment_cannot_pretend() -> None:
+    job = parse_scontrol_job(SCONTROL)
+    assert (job["JobState"], job["Restarts"], job["PreemptTime"]) == ("COMPLETING", "1", "None")
+    assert job["Comment"] == "a test"
+    assert job["StdOut"] == "/tmp/a b'q/1_0_log.out"  # noqa: S108
+    assert job["AllocNode:Sid"] == "localhost:2893"
+    assert job["Power"] == ""
+
+
+def test_scontrol_config_is_read() -> None:
+    text = (
+        "Configuration data as of 2026\nClusterName             = private1\nKillWait   = 30 sec\n"
+    )
+    config = parse_scontrol_config(text)
+    assert config["ClusterName"] == "private1" and config["KillWait"] == "30 sec"
