@@ -1,0 +1,67 @@
+"""What must never reach a tracking server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tracking.redact import HIDDEN, flatten, looks_secret, redacted, scrub
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["token", "hf_token", "SECRET", "password", "passwd", "api_key", "key", "ssh_private_key"],
+)
+def test_keys_that_name_a_secret_are_known(key: str) -> None:
+    assert looks_secret(key)
+
+
+@pytest.mark.parametrize(
+    "key", ["stage_key", "orchestrate.stage_key", "keyframe", "key_momentum", "lr", "monkey"]
+)
+def test_keys_of_the_field_are_no_secrets(key: str) -> None:
+    assert not looks_secret(key)
+
+
+def test_secret_text_is_hidden_at_any_depth_and_numbers_stay() -> None:
+    config = {
+        "model": {"num_tokens": 196, "use_cls_token": True},
+        "hub": [{"token": "hf_x"}, {"access_keys": {"key": ["one", "two"]}}],
+        "db": {"password": 123456},
+    }
+    assert redacted(config) == {
+        "model": {"num_tokens": 196, "use_cls_token": True},
+        "hub": [{"token": HIDDEN}, {"access_keys": {"key": [HIDDEN, HIDDEN]}}],
+        "db": {"password": HIDDEN},
+    }
+
+
+def test_credentials_in_urls_are_hidden_anywhere() -> None:
+    text = "see https://ada:hunter2@mlflow.example.org/x and postgresql://u:p@db/mlflow"
+    assert scrub(text) == (
+        f"see https://{HIDDEN}@mlflow.example.org/x and postgresql://{HIDDEN}@db/mlflow"
+    )
+
+
+def test_values_of_secret_environment_variables_are_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEMO_API_TOKEN", "canary-0123456789")
+    assert scrub("403 for canary-0123456789!") == f"403 for {HIDDEN}!"
+
+
+def test_a_configuration_becomes_flat_text() -> None:
+    config = {
+        "optimizer": {"lr": 1e-3, "betas": [0.9, 0.999], "name": "adam"},
+        "stages": [{"epochs": 2}, {"epochs": 3}],
+        "split": None,
+        "empty": {},
+    }
+    assert dict(flatten(config)) == {
+        "optimizer.lr": "0.001",
+        "optimizer.betas": "[0.9, 0.999]",
+        "optimizer.name": "adam",
+        "stages.0.epochs": "2",
+        "stages.1.epochs": "3",
+        "split": "null",
+        "empty": "{}",
+    }

@@ -1,0 +1,1 @@
+"""Publishing to MLflow: recorder, outbox, lineage, comparison, server."""

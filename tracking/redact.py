@@ -1,0 +1,61 @@
+"""Keeps secrets out of what is sent to MLflow, by key, in URLs and by the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HIDDEN = "[hidden]"
+_SECRET = re.compile(
+    r"token|secret|passw|credential|(^|[_\-.])(key|auth)$|[a-z][_\-.]pwd$|(api|access|private)_?key"
+)
+_URL_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s:@]*:[^/\s@]*@")
+_HARMLESS = re.compile(r"(^|[_\-.])stage_?key$|^orchestrate\.")
+_MIN_SECRET = 8  # shorter values of the environment would hide ordinary words
+
+
+def looks_secret(key: str) -> bool:
+    """Whether a key names something nobody else should read; our own stage keys do not."""
+    lowered = key.lower()
+    return bool(_SECRET.search(lowered)) and not _HARMLESS.search(lowered)
+
+
+def scrub(text: str) -> str:
+    """Hide credentials in URLs and every value of a secret-looking environment variable."""
+    text = _URL_CREDENTIALS.sub(rf"\g<scheme>{HIDDEN}@", text)
+    for name, value in os.environ.items():
+        if len(value) >= _MIN_SECRET and looks_secret(name):
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def redacted(value: Any, key: str = "") -> Any:
+    """A copy of plain data with secrets hidden; numbers and switches under such keys stay readable.
+
+    `num_tokens: 196` is a fact about a network and no secret, so only text is hidden by its key,
+    except below a password, where everything is.
+    """
+    if isinstance(value, Mapping):
+        return {name: redacted(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item, key) for item in value]
+    if isinstance(value, str):
+        return HIDDEN if value and looks_secret(key) else scrub(value)
+    if "passw" in key.lower() and value is not None:
+        return HIDDEN
+    return value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, text) of every leaf; lists of plain values stay together as JSON."""
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{path}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            yield from flatten({str(n): item for n, item in enumerate(value)}, f"{path}.")
+        else:
+            yield path, value if isinstance(value, str) else json.dumps(value, default=str)

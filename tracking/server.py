@@ -1,0 +1,232 @@
+"""Starts the MLflow UI for an embedded store, on this machine's loopback address only."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cluster import fsio
+from tracking.filesystem import network_file_system
+from tracking.recorder import TrackingError, artifact_root, check_uri, prepare_sqlite, sqlite_path
+from tracking.redact import scrub
+
+DEFAULT_PORT = 5000
+# Without the mode, the UI opens with its pages for language models.
+RUNS_PAGE = "#/experiments?workflowType=machine_learning"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """An MLflow server that answers at `url`; `log` is what it has printed."""
+
+    url: str
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+def default_uri(store_root: Path) -> str:
+    """The embedded default: `<store>/mlflow.db` in SQLite, artifacts in `<store>/mlartifacts`."""
+    return f"sqlite:///{store_root.absolute() / 'mlflow.db'}"
+
+
+def serve(
+    uri: str,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    say: Callable[[str], None] = print,
+    folder: Path | None = None,
+) -> int:
+    """Show the MLflow UI until Ctrl-C; for an `http://` server only says where it is.
+
+    Args:
+        uri: what `tracking.uri` names.
+        host: a loopback address.
+        port: the port, by default 5000 or the next free one.
+        say: prints a line for the user.
+        folder: where the server's own output goes and, unless the database is an SQLite file with
+            its artifacts beside it, the artifacts; by default the folder of that file.
+
+    Raises:
+        TrackingError: the address is not a loopback one, the port is taken or the server dies.
+    """
+    if urlsplit(check_uri(uri)).scheme in ("http", "https"):
+        say(f"MLflow UI: {scrub(uri)}")
+        return 0
+    for warning in warnings(uri):
+        say(f"warning: {warning}")
+    with _terminated_as_interrupted(), running(uri, host, port, folder=folder) as server:
+        say(f"MLflow UI: {server.url}/{RUNS_PAGE}")
+        say(f"  store: {scrub(uri)}")
+        say(f"  from another computer: {tunnel(server.port)}, then open the same address there")
+        say("  Ctrl-C stops it")
+        try:
+            server.process.wait()
+        except KeyboardInterrupt:
+            return 0
+        raise TrackingError(f"the MLflow server ended by itself:\n{_tail(server.log)}")
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal stop the server too, which would else live on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    earlier = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
+
+
+def tunnel(port: int) -> str:
+    """The command that brings the UI of this machine to a browser elsewhere."""
+    return f"ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}"
+
+
+def warnings(uri: str) -> list[str]:
+    """What speaks against the way this store is kept."""
+    database = sqlite_path(uri)
+    if database is None:
+        return []
+    found = []
+    kind = network_file_system(database.parent)
+    if kind is not None:
+        found.append(
+            f"{database} lies on a network file system ({kind}), where SQLite is slow and may "
+            f"break when several machines write; a cluster wants an MLflow server (tracking.uri)"
+        )
+    if database.exists() and database.stat().st_mode & 0o007:
+        found.append(f"{database} can be read by everybody on this machine: chmod 600 {database}")
+    return found
+
+
+@contextlib.contextmanager
+def running(
+    uri: str, host: str = "127.0.0.1", port: int | None = None, *, folder: Path | None = None
+) -> Iterator[Server]:
+    """An MLflow server over a database, stopped at the end.
+
+    Raises:
+        TrackingError: see `serve`.
+    """
+    _check_loopback(host)
+    port = free_port(host, port)
+    database = sqlite_path(uri)
+    if database is not None:
+        prepare_sqlite(database)
+    folder = fsio.make_dir(folder or (database.parent if database else Path.cwd()))
+    log = folder / "mlflow-server.log"
+    artifacts = artifact_root(database) if database else folder / "mlartifacts"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            _argv(host, port, artifacts),
+            env=_environment(uri),
+            stdout=stream,
+            stderr=stream,
+            stdin=subprocess.DEVNULL,
+            # Workers are stopped as a group, and Ctrl-C reaches us alone.
+            start_new_session=True,
+        )
+    server = Server(url=f"http://{_shown(host)}:{port}", port=port, log=log, process=process)
+    try:
+        _await(server)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _argv(host: str, port: int, artifacts: Path) -> list[str]:
+    names = ("localhost", "127.0.0.1", "[::1]")
+    hosts = ",".join([*names, *(f"{name}:*" for name in names)])
+    options = ["--host", host, "--port", str(port), "--workers", "1", "--allowed-hosts", hosts]
+    return [
+        *(sys.executable, "-m", "mlflow", "server", *options),
+        *("--artifacts-destination", artifacts.as_uri()),
+    ]
+
+
+def _environment(uri: str) -> dict[str, str]:
+    """The URI goes by the environment: `ps` shows a password in an argument to everybody."""
+    return {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        # Nine processes and 2 GB for jobs that a UI for training runs does not have.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
+    }
+
+
+def _check_loopback(host: str) -> None:
+    with contextlib.suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    raise TrackingError(
+        f"host {host!r} is not this machine's loopback address: the UI has no passwords and "
+        f"whoever reaches it can read and delete every run. Keep 127.0.0.1 and use a tunnel "
+        f"(ssh -N -L {DEFAULT_PORT}:127.0.0.1:{DEFAULT_PORT} {socket.gethostname()}), or run "
+        f"`mlflow server --app-name basic-auth` behind TLS and set tracking.uri to its address"
+    )
+
+
+def free_port(host: str = "127.0.0.1", port: int | None = None) -> int:
+    """The port asked for, else 5000, else one that the system picks."""
+    for candidate in (port,) if port is not None else (DEFAULT_PORT, 0):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            # Else a server that was just stopped keeps its port from us for a minute.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, candidate))
+            return int(probe.getsockname()[1])
+    raise TrackingError(f"port {port} is taken on {host}: choose another one or leave it out")
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _await(server: Server) -> None:
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{server.url}/health", timeout=2),  # noqa: S310  (our own url)
+        ):
+            return
+        time.sleep(0.1)
+    how = "died" if server.process.poll() is not None else f"not ready in {_START_SECONDS:.0f} s"
+    raise TrackingError(f"MLflow server {how}; the end of {server.log}:\n{_tail(server.log)}")
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    return scrub("\n".join(log.read_text(errors="replace").splitlines()[-lines:]))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers, which are in a process group of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+            return

@@ -1,0 +1,198 @@
+"""Delivers from the store what no job will deliver any more, and closes the runs of dead jobs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import fsio
+from tracking import recorder
+from tracking.closing import close
+from tracking.lease import Lease, describe_holder
+from tracking.pipeline import refresh_parent
+from tracking.redact import scrub
+from tracking.shipping import LEASE, LeaseLostError, Shipment
+from tracking.stagefiles import StageFiles, State, Target
+
+_PATIENCE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSync:
+    """What became of one stage; `problem` says why something is missing, if it is."""
+
+    stage: str
+    mlflow_run_id: str = ""
+    points: int = 0
+    status: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSync:
+    """What became of a pipeline run; `url` is its page below the root of the MLflow UI."""
+
+    run_id: str
+    uri: str = ""
+    stages: tuple[StageSync, ...] = ()
+    status: str = ""
+    url: str = ""
+    problem: str = ""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Everything that is still missing, one line each."""
+        found = [f"{one.stage}: {one.problem}" for one in self.stages if one.problem]
+        return (*found, *([self.problem] if self.problem else []))
+
+
+def sync_stage(
+    stage_dir: Path,
+    submission: int | None = None,
+    *,
+    state: State | None = None,
+    uri: str | None = None,
+    patience_seconds: float = _PATIENCE_SECONDS,
+) -> StageSync:
+    """Deliver one stage and set the status of its run; nothing is done twice.
+
+    Args:
+        stage_dir: `<store>/stages/<kind>-<key12>`.
+        submission: the submission whose tracking settings count, the newest without one.
+        state: what the stage is doing if the scheduler was asked, else the files decide.
+        uri: a server for a submission that names none.
+        patience_seconds: how long to wait for another process that delivers this stage.
+    """
+    files = StageFiles(stage_dir.absolute())
+    target = files.target(submission, uri)
+    if target is None:
+        return StageSync(stage=stage_dir.name)
+    state = state or files.state()
+    if not files.attempts() and files.result() is None:
+        return StageSync(stage=target.stage)  # it has never run: there is nothing to tell
+    lease = Lease.acquire(files.path / LEASE, patience_seconds=patience_seconds)
+    if lease is None:
+        holder = describe_holder(files.path / LEASE)
+        return StageSync(stage=target.stage, problem=f"{holder} is delivering it now")
+    with lease:
+        shipment = Shipment(files, target, lease)
+        points, problem = 0, list[str]()
+        with _problems(problem):
+            points = _deliver(shipment, state)
+    return StageSync(
+        stage=target.stage,
+        mlflow_run_id=shipment.run_id,
+        points=points,
+        status=shipment.delivery.status,
+        problem="".join(problem),
+    )
+
+
+def _deliver(shipment: Shipment, state: State) -> int:
+    files, run_id = shipment.files, shipment.run_id
+    if shipment.delivery.closed == shipment.fingerprint(state) and recorder.is_active(
+        shipment.client, run_id
+    ):
+        return 0
+    shipment.open(None)
+    attempts = files.attempts()
+    points = shipment.deliver(
+        current=attempts[-1].id if attempts else "",
+        committed=files.committed_step(),
+        final=state.final,
+    )
+    close(shipment, state)
+    return points
+
+
+@contextlib.contextmanager
+def _problems(found: list[str]) -> Iterator[None]:
+    """Turn what a server or another process does to us into a line for the user."""
+    try:
+        yield
+    except LeaseLostError as error:
+        found.append(str(error))
+    except recorder.delivery_errors() as error:
+        line = scrub(str(error)).partition("\n")[0][:300]
+        found.append(f"not delivered: {line}; run `orchestrate ui` when the server answers")
+
+
+def sync_run(
+    store_root: Path,
+    run_id: str,
+    *,
+    states: Mapping[str, State] | None = None,
+    uri: str | None = None,
+) -> RunSync:
+    """Deliver every stage of a pipeline run in order, then bring its parent run up to date.
+
+    A stage that another pipeline ran first stays a child of that one and is linked from here.
+
+    Args:
+        store_root: the store.
+        run_id: the pipeline run.
+        states: what the stages are doing, by name, if the scheduler was asked.
+        uri: a server for submissions that name none.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    run_dir = store_root.absolute() / "runs" / run_id
+    run, plan = fsio.read_json(run_dir / "run.json"), fsio.read_json(run_dir / "plan.json")
+    target = _target(run, run_dir, uri)
+    if target is None:
+        return RunSync(run_id=run_id)
+    away = list[str]()
+    with _problems(away):
+        recorder.connect(target.uri).search_experiments(max_results=1)
+    if away:  # said once, without a wait for each stage
+        return RunSync(run_id=run_id, uri=scrub(target.uri), problem=away[0])
+    known = states or {}
+    stages = tuple(
+        sync_stage(
+            store_root.absolute() / "stages" / entry["stage"],
+            state=known.get(entry["name"]),
+            uri=target.uri,
+        )
+        for entry in plan["stages"]
+    )
+    status, url, problem = "", "", list[str]()
+    with _problems(problem):
+        client = recorder.connect(target.uri)
+        status = refresh_parent(client, target, states)
+        url = _url(run_dir)
+    return RunSync(
+        run_id=run_id,
+        uri=scrub(target.uri),
+        stages=stages,
+        status=status,
+        url=url,
+        problem="".join(problem),
+    )
+
+
+def _target(run: Mapping[str, Any], run_dir: Path, uri: str | None) -> Target | None:
+    tracking = run.get("tracking") or {}
+    uri = tracking.get("uri") or uri
+    if not uri or tracking.get("enabled") is False:
+        return None
+    code = run.get("code") or {}
+    return Target(
+        uri=uri,
+        experiment=tracking.get("experiment") or run["recipe"],
+        run_id=run_dir.name,
+        run_name=run_dir.name,
+        stage="",
+        run_dir=run_dir,
+        code_version=str(code.get("version") or ""),
+    )
+
+
+def _url(run_dir: Path) -> str:
+    from tracking.lineage import run_url
+
+    record = fsio.read_json(run_dir / "mlflow.json")
+    return run_url(record["experiment_id"], record["parent_run_id"])
