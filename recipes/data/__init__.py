@@ -1,0 +1,1 @@
+"""Index, decoding, clip sampling, augmentation, resumable order, synthetic videos."""

@@ -1,0 +1,272 @@
+"""What a recipe says of its videos, clips and augmentation; torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from recipes.config import Strict
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def expand(text: str) -> Path:
+    """A path as a person writes it: `~` is the home folder, relative means relative to here."""
+    return Path(text).expanduser().absolute()
+
+
+class _Data(Strict):
+    """What every source of videos has.
+
+    Indexing fails when more than `max_bad_share` of the listed videos is missing or unusable; below
+    that they are excluded and counted.
+    """
+
+    name: str = Field(min_length=1, description="name shown in tables")
+    version: int = Field(1, ge=1, description="raise it after the files changed: indexed anew")
+    max_bad_share: float = Field(0.01, ge=0.0, le=1.0, description="limit of unusable videos")
+
+    def identity_files(self) -> list[Path]:
+        """Files whose content belongs to the identity of the data set; they need not exist."""
+        return []
+
+
+class SyntheticData(_Data):
+    """Small videos the project draws and encodes itself; the classes are directions of motion.
+
+    `motion`: a textured star over noise redrawn each frame: motion alone tells the class, and
+    next-step prediction has to learn it. `static`: the same star over a still background and with
+    colours of its own per video, where a low prediction loss is reached without any motion.
+    Defaults are the sizes with which the separation was measured (1,500 + 600 videos of 20 frames).
+    """
+
+    format: Literal["synthetic"] = "synthetic"
+    name: str = Field("synthetic", min_length=1)
+    variant: Literal["motion", "static"] = "motion"
+    size: int = Field(32, ge=16, le=256, multiple_of=2, description="side in pixels")
+    frames: int = Field(20, ge=4, le=256)
+    train: int = Field(1500, ge=4, description="training videos, classes in turn")
+    test: int = Field(600, ge=4, description="test videos, classes in turn")
+    classes: Literal[2, 4] = Field(4, description="2: left, right; 4: also up, down")
+    seed: int = Field(0, ge=0, description="seed of the drawing")
+
+
+class _Files(_Data):
+    """Videos of somebody's own; links that lead out of the root are refused unless allowed here."""
+
+    follow_links: bool = Field(False, description="allow links to files outside the root")
+
+
+class FolderData(_Files):
+    """One folder per class: `<root>/<class>/**/<video>`, or `<root>/<train|test>/<class>/...`.
+
+    With `split: hash` a group of videos goes to test when its hash says so, which never changes as
+    files come and go; `group` is a regular expression whose first group, searched in the path
+    relative to the root, names the scene that must stay on one side (default: each file its own).
+    """
+
+    format: Literal["folder"] = "folder"
+    root: str = Field(min_length=1)
+    split: Literal["hash", "subfolders"] = "hash"
+    test_share: float = Field(0.25, ge=0.0, lt=1.0)
+    group: str | None = None
+    extensions: tuple[str, ...] = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg")
+
+    @field_validator("group")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        import re
+
+        try:
+            if value is not None and re.compile(value).groups < 1:
+                raise ValueError("needs one group in parentheses that names the scene")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+class CsvData(_Files):
+    """A csv with a header and the columns path, label, split and group; only path is required.
+
+    Paths are relative to `root` (default: the folder of the csv). Without a split column all videos
+    are for training; an empty label means unlabeled.
+    """
+
+    format: Literal["csv"] = "csv"
+    file: str = Field(min_length=1)
+    root: str | None = None
+    delimiter: str = Field(",", min_length=1, max_length=1)
+
+    def identity_files(self) -> list[Path]:
+        """The csv itself."""
+        return [expand(self.file)]
+
+
+class UCF101Data(_Files):
+    """UCF101 as unpacked from its two archives below `root`: `UCF-101/` and `ucfTrainTestlist/`."""
+
+    format: Literal["ucf101"] = "ucf101"
+    name: str = Field("UCF101", min_length=1)
+    root: str = Field(min_length=1)
+    videos: str = Field("UCF-101", description="folder of the class folders, relative to root")
+    lists: str = Field("ucfTrainTestlist", description="folder of the lists, relative to root")
+
+    def identity_files(self) -> list[Path]:
+        """Class index and the lists of the three splits."""
+        folder = expand(self.root) / Path(self.lists).expanduser()
+        splits = [f"{part}list0{n}.txt" for n in (1, 2, 3) for part in ("train", "test")]
+        return [folder / name for name in ("classInd.txt", *splits)]
+
+
+class HMDB51Data(_Files):
+    """HMDB51: `<root>/<videos>/<class>/<name>.avi` and the folder of the 153 split files."""
+
+    format: Literal["hmdb51"] = "hmdb51"
+    name: str = Field("HMDB51", min_length=1)
+    root: str = Field(min_length=1)
+    videos: str = Field(".", description="folder of the class folders, relative to root")
+    lists: str = Field("testTrainMulti_7030_splits", description="relative to root")
+
+    def identity_files(self) -> list[Path]:
+        """The split files that are there; on a machine without them, their folder."""
+        folder = expand(self.root) / Path(self.lists).expanduser()
+        found = sorted(folder.glob("*_test_split[123].txt"))
+        return found or [folder]
+
+
+class KineticsData(_Files):
+    """Kinetics-400, -600 or -700: csv lists and `<videos>/<split>/<class>/<id>_<start>_<end>.mp4`.
+
+    Class folders may have blanks or underscores or be absent. The validation list is the test part,
+    as everywhere in the literature: the labels of the original test list were withheld. Every copy
+    lacks some videos, hence the larger `max_bad_share`; how many is recorded.
+    """
+
+    format: Literal["kinetics"] = "kinetics"
+    name: str = Field("Kinetics-400", min_length=1)
+    max_bad_share: float = Field(0.1, ge=0.0, le=1.0)
+    root: str = Field(min_length=1)
+    videos: str = Field(".", description="folder of the split folders, relative to root")
+    train_list: str | None = Field("annotations/train.csv", description="relative to root")
+    test_list: str | None = Field("annotations/val.csv", description="relative to root")
+    extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm")
+
+    @model_validator(mode="after")
+    def _one_list(self) -> KineticsData:
+        if self.train_list is None and self.test_list is None:
+            raise ValueError("give train_list, test_list or both")
+        return self
+
+    def identity_files(self) -> list[Path]:
+        """The csv lists that are used."""
+        names = [name for name in (self.train_list, self.test_list) if name is not None]
+        return [expand(self.root) / Path(name).expanduser() for name in names]
+
+
+DataConfig = Annotated[
+    SyntheticData | FolderData | CsvData | UCF101Data | HMDB51Data | KineticsData,
+    Field(discriminator="format"),
+]
+
+
+class ClipConfig(Strict):
+    """Which frames make a clip and how large they are.
+
+    A clip is `blocks` adjacent blocks of `frames` frames, each `stride` source frames apart; side
+    `size` pixels. `short` says what becomes of a video with no more than `span` frames: frames are
+    repeated cyclically, the last one is repeated, or the video is left out (as DPC's code does).
+    """
+
+    blocks: int = Field(1, ge=1)
+    frames: int = Field(16, ge=1)
+    stride: int = Field(1, ge=1)
+    size: int = Field(112, ge=8)
+    short: Literal["loop", "clamp", "drop"] = "loop"
+
+    @property
+    def num_frames(self) -> int:
+        """Frames a sample has, over all blocks."""
+        return self.blocks * self.frames
+
+    @property
+    def span(self) -> int:
+        """Source frames a sample covers, with the gap behind its last frame (N*S*ds)."""
+        return self.num_frames * self.stride
+
+    @property
+    def min_frames(self) -> int:
+        """Frames a video needs to be used at all; DPC's code drops those of `span` or fewer."""
+        return self.span + 1 if self.short == "drop" else 1
+
+
+class JitterConfig(Strict):
+    """Colour jitter: relative ranges of brightness, contrast, saturation; hue in turns (<= 0.5)."""
+
+    brightness: float = Field(0.0, ge=0.0, le=1.0)
+    contrast: float = Field(0.0, ge=0.0, le=1.0)
+    saturation: float = Field(0.0, ge=0.0, le=1.0)
+    hue: float = Field(0.0, ge=0.0, le=0.5)
+    p: Probability = 1.0
+
+
+class AugmentConfig(Strict):
+    """Random changes of a training clip; the default changes nothing but crops the centre.
+
+    Crop and flip are the same for all frames of a sample. `gray_split` copies one random channel
+    to all three (DPC's "gray"); `gray` is luma. `colour_scope` says whether jitter, gray_split and
+    gray are drawn for each frame or once a clip (one block is part of its sample's clip); blur is
+    always drawn once a clip. A horizontal flip is wrong where left and right are classes.
+    """
+
+    crop_area: tuple[float, float] | None = Field(
+        None, description="share of the area; None: centre"
+    )
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: Probability = 0.0
+    jitter: JitterConfig = JitterConfig(p=0.0)
+    gray_split: Probability = 0.0
+    gray: Probability = 0.0
+    blur: Probability = 0.0
+    colour_scope: Literal["per_frame", "per_clip"] = "per_clip"
+
+    @field_validator("crop_area")
+    @classmethod
+    def _area(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0.0 < value[0] <= value[1] <= 1.0:
+            raise ValueError("expected two shares with 0 < smallest <= largest <= 1")
+        return value
+
+    @field_validator("crop_aspect")
+    @classmethod
+    def _aspect(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 < value[0] <= value[1]:
+            raise ValueError("expected two ratios of width to height, smallest first, above 0")
+        return value
+
+
+NO_AUGMENT = AugmentConfig()
+
+# DPC on Kinetics-400 (TengdaHan/DPC, dpc/main.py); on UCF101 that code crops 224 of 240 to 256 px.
+DPC_AUGMENT = AugmentConfig(
+    crop_area=(0.5, 1.0),
+    flip=0.5,
+    jitter=JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=1.0),
+    gray_split=0.5,
+    colour_scope="per_frame",
+)
+
+# DPC's fine-tuning (TengdaHan/DPC, eval/test.py).
+FINETUNE_AUGMENT = AugmentConfig(
+    crop_area=(0.5, 1.0),
+    flip=0.5,
+    jitter=JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=0.3),
+    colour_scope="per_clip",
+)
+
+AUGMENT_PRESETS: dict[str, AugmentConfig] = {
+    "dpc": DPC_AUGMENT,
+    "finetune": FINETUNE_AUGMENT,
+    "none": NO_AUGMENT,
+}

@@ -1,0 +1,1 @@
+"""One training loop, checkpoint commit, schedules and optimizers."""

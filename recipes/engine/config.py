@@ -1,0 +1,108 @@
+"""What a recipe says of training: length, batch, optimizer, precision, checkpoints; torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recipes.config import Strict
+
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class OptimizerConfig(Strict):
+    """Optimizer and learning-rate schedule.
+
+    `adam` adds `weight_decay` to the gradient (L2), `adamw` decays the weights themselves.
+    The rate rises linearly over the warm-up (`warmup_steps`, else `warmup_epochs`), then follows
+    `schedule`: constant, cosine down to `min_lr_ratio` of `lr` at the end of training, or step:
+    times `gamma` at each of `milestones` (epochs). Betas and epsilon are PyTorch's defaults.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0.0)
+    weight_decay: NonNegative = 1e-5
+    decay_norm_and_bias: bool = Field(True, description="False: no decay of norms and biases")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="sgd only")
+    nesterov: bool = Field(False, description="sgd only")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="adam, adamw")
+    warmup_epochs: NonNegative = 0.0
+    warmup_steps: int | None = Field(None, ge=0, description="overrides warmup_epochs")
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    milestones: tuple[NonNegative, ...] = Field((), description="epochs, schedule step only")
+    gamma: float = Field(0.1, gt=0.0, le=1.0, description="schedule step only")
+    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="schedule cosine only")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> OptimizerConfig:
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule step needs milestones: the epochs at which the rate drops")
+        if self.schedule != "step" and self.milestones:
+            raise ValueError(f"milestones have no effect with schedule {self.schedule}")
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError("milestones must rise")
+        return self
+
+
+class CheckpointConfig(Strict):
+    """When to save besides at a stop and at the end: by time, by optimizer steps, or both.
+
+    Ten minutes is about Young's optimum for a save of 5 s and a preemption every 4 h or rarer.
+    """
+
+    minutes: float | None = Field(10.0, gt=0.0)
+    steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=2, description="a damaged newest one needs another to fall back to")
+
+
+class TrainFields(Strict):
+    """Fields every stage that trains has at its top level.
+
+    `batch_size` is global: clips that make one optimizer step over all devices. `micro_batch` is
+    the clips in one forward on one device, which batch-norm and losses within a device depend on.
+    Accumulation = batch_size / (micro_batch * world size), a whole number.
+    """
+
+    epochs: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; instead of epochs")
+    batch_size: int = Field(ge=1)
+    micro_batch: int = Field(ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2] = 0
+    clip_grad: float | None = Field(None, gt=0.0, description="largest L2 norm of the gradient")
+    deterministic: bool = Field(False, description="slower CUDA kernels that repeat bit by bit")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    workers: int = Field(2, ge=0, description="decoding processes a rank")
+    log_every: int = Field(10, ge=1, description="optimizer steps between metrics")
+
+    @model_validator(mode="after")
+    def _length_and_batch(self) -> TrainFields:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give epochs or max_steps, one of the two")
+        if self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches one rank runs for one optimizer step.
+
+        Raises:
+            ValueError: the global batch cannot be shared out; says which rank counts would do.
+        """
+        clips = self.micro_batch * world_size
+        if self.batch_size % clips:
+            whole = self.batch_size // self.micro_batch
+            fits = [n for n in range(1, whole + 1) if whole % n == 0]
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch {self.micro_batch} x "
+                f"{world_size} ranks; rank counts that fit: {', '.join(map(str, fits))}"
+            )
+        return self.batch_size // clips
+
+
+# Dotted paths of fields that change how fast or how observably a stage trains, never the result.
+TRAIN_TRANSIENT = frozenset({"checkpoint", "workers", "log_every"})

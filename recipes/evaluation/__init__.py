@@ -1,0 +1,1 @@
+"""Feature extraction, accuracy, recall@k, linear classifiers and figures."""

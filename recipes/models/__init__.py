@@ -1,0 +1,1 @@
+"""Backbones and heads; a builder takes a config and returns a module."""

@@ -1,0 +1,1 @@
+"""Stage kinds: one folder each with a torch-free config and one run function."""

@@ -1,0 +1,1 @@
+"""The index stage: a data set becomes a table with one row a video."""

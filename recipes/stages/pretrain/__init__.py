@@ -1,0 +1,1 @@
+"""Pretraining: learn an encoder from videos without labels."""

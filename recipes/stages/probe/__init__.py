@@ -1,0 +1,1 @@
+"""Linear probe of a frozen encoder."""

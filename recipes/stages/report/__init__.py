@@ -1,0 +1,1 @@
+"""The page that sets all results of a recipe side by side."""

@@ -1,0 +1,1 @@
+"""Nearest-neighbour retrieval with the features of an encoder."""

@@ -1,0 +1,256 @@
+"""The loop itself: the same mathematics as a few plain lines of PyTorch, epochs, metrics, ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.contract import DivergedError, InputError, Preempted
+from recipes.data.loader import Batch
+from recipes.engine import checkpoint
+from recipes.engine.contract import LossOutput
+from recipes.engine.loop import train
+from recipes.engine.optim import param_groups
+from recipes.engine.schedule import lr_factor
+from recipes.engine.speed import Speed
+from tests.recipes.engine_worker import TrainConfig, make_context
+
+PER_EPOCH = 3
+
+
+class Regression(nn.Module):
+    """Predicts a target from eight numbers, with a head of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.body, self.head = nn.Linear(8, 4), nn.Linear(4, 1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 3
+        self.epochs: list[int] = []
+
+    def loss(self, batch: Batch) -> LossOutput:
+        error = self.head(torch.tanh(self.body(batch.clips))).squeeze(1) - batch.labels
+        loss = error.square().mean()
+        return LossOutput(loss=loss, metrics={"error": error.abs().mean()})
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+
+class Numbers:
+    """Two samples a micro-batch, drawn from its place."""
+
+    def __init__(self, first: int, accumulation: int, last: int | None = None) -> None:
+        self.steps_per_epoch = PER_EPOCH
+        self._first, self._accumulation, self._last = first, accumulation, last
+
+    def __iter__(self) -> Iterator[Batch]:
+        place = self._first * self._accumulation
+        while self._last is None or place < self._last * self._accumulation:
+            generator = torch.Generator().manual_seed(place)
+            yield Batch(
+                clips=torch.randn(2, 8, generator=generator),
+                labels=torch.randn(2, generator=generator),
+                seeds=torch.zeros(2, dtype=torch.int64),
+                videos=torch.tensor([2 * place, 2 * place + 1]),
+            )
+            place += 1
+
+
+def config(**changes: Any) -> TrainConfig:
+    given = {
+        "max_steps": 7,
+        "batch_size": 4,
+        "micro_batch": 2,
+        "log_every": 2,
+        "checkpoint": {"minutes": None},
+        "optimizer": {"name": "sgd", "lr": 0.3, "weight_decay": 0.01, "warmup_steps": 2},
+    }
+    return TrainConfig.model_validate({**given, **changes})
+
+
+def go(folder: Path, model: nn.Module, settings: TrainConfig, **options: Any) -> Any:
+    ctx = make_context(folder, **options.pop("ctx", {}))
+    last = options.pop("last", None)
+    return train(
+        ctx,
+        model,
+        lambda start: Numbers(start, settings.accumulation(1), last),
+        settings,
+        **options,
+    )
+
+
+def plainly(settings: TrainConfig, ratio: float) -> Regression:
+    """What the loop should do, in plain PyTorch."""
+    model = Regression()
+    base = settings.optimizer
+    groups = [{"params": list(model.head.parameters())}, {"params": list(model.body.parameters())}]
+    if base.name == "sgd":
+        optimizer: Any = torch.optim.SGD(groups, lr=1, momentum=0.9, weight_decay=0.01)
+    else:
+        optimizer = torch.optim.Adam(groups, lr=1, weight_decay=0.01)
+    batches = iter(Numbers(0, 2))
+    for step in range(7):
+        lr = base.lr * lr_factor(base, step, 7, PER_EPOCH)
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = lr, ratio * lr
+        optimizer.zero_grad()
+        for _ in range(2):
+            (model.loss(next(batches)).loss / 2).backward()
+        if settings.clip_grad:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("clip_grad", [None, 0.5])
+def test_it_does_what_a_few_plain_lines_do(tmp_path, zero_stage, name, clip_grad):
+    optimizer = {"name": name, "lr": 0.05, "weight_decay": 0.01, "warmup_steps": 2}
+    optimizer |= {"schedule": "cosine", "min_lr_ratio": 0.1}
+    settings = config(zero_stage=zero_stage, clip_grad=clip_grad, optimizer=optimizer)
+    model = Regression()
+    groups = param_groups(model, settings.optimizer, {"body.": 0.1})
+    go(tmp_path, model, settings, param_groups=groups)
+    expected = plainly(settings, ratio=0.1)
+    for (name_, own), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=2e-5, atol=1e-6, msg=name_)
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_metrics_are_means_over_the_micro_batches_since_the_last_log(tmp_path):
+    settings = config(optimizer={"name": "sgd", "lr": 1e-12})  # weights stay, so a mean is a mean
+    outcome = go(tmp_path, Regression(), settings)
+    model, batches = Regression(), iter(Numbers(0, 2))
+    losses = [model.loss(next(batches)).loss.item() for _ in range(14)]
+    logged = lines(tmp_path, "metrics.jsonl")
+    assert [line["step"] for line in logged] == [2, 4, 6, 7]
+    found = [line["metrics"]["train/loss"] for line in logged]
+    parts = [losses[0:4], losses[4:8], losses[8:12], losses[12:14]]
+    assert found == pytest.approx([sum(part) / len(part) for part in parts])
+    assert logged[-1]["metrics"]["train/error"] > 0
+    assert outcome.steps == 7
+    assert outcome.metrics["train/loss"] == found[-1]
+    assert [step for step, _ in outcome.history] == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_the_gradient_norm_is_that_before_clipping(tmp_path, zero_stage):
+    settings = config(max_steps=1, log_every=1, clip_grad=1e-3, zero_stage=zero_stage)
+    outcome = go(tmp_path, Regression(), settings)
+    model, batches = Regression(), iter(Numbers(0, 2))
+    for _ in range(2):
+        (model.loss(next(batches)).loss / 2).backward()
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+    assert outcome.metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert norm > 0.1
+
+
+def test_the_last_step_is_reported_and_the_others_at_most_once_a_second(tmp_path):
+    go(tmp_path, Regression(), config(max_steps=60))
+    steps = [line["step"] for line in lines(tmp_path, "progress.jsonl")]
+    assert steps[-1] == 60
+    assert len(steps) <= 4
+
+
+def test_the_epoch_is_told_before_every_step(tmp_path):
+    model = Regression()
+    go(tmp_path, model, config())
+    assert model.epochs == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_on_epoch_follows_every_epoch_and_the_end_and_its_metrics_are_logged(tmp_path):
+    called = []
+
+    def evaluate(epoch: int) -> dict[str, float]:
+        called.append(epoch)
+        return {"val/top1": epoch / 10}
+
+    go(tmp_path, Regression(), config(), on_epoch=evaluate)
+    assert called == [1, 2, 3]
+    logged = [(x["step"], x["metrics"]) for x in lines(tmp_path, "metrics.jsonl")]
+    found = [(step, metrics["val/top1"]) for step, metrics in logged if "val/top1" in metrics]
+    assert found == [(3, 0.1), (6, 0.2), (7, 0.3)]
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for_and_no_other_made_twice(tmp_path):
+    called = []
+
+    def stopped(epoch: int) -> None:
+        called.append(epoch)
+        if epoch == 2:
+            raise Preempted(0)
+
+    with pytest.raises(Preempted) as stop:
+        go(tmp_path, Regression(), config(), on_epoch=stopped)
+    assert stop.value.step == 6
+    assert checkpoint.steps(tmp_path / "checkpoints") == [6]
+    go(tmp_path, Regression(), config(), on_epoch=called.append)
+    assert called == [1, 2, 2, 3]
+
+
+def test_a_stop_before_the_first_step_still_makes_one_and_keeps_it(tmp_path):
+    with pytest.raises(Preempted) as stop:
+        go(tmp_path, Regression(), config(), ctx={"stop_requested": lambda: True})
+    assert stop.value.step == 1
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1]
+
+
+def test_checkpoints_are_taken_by_steps_and_by_time(tmp_path):
+    settings = config(checkpoint={"minutes": None, "steps": 3, "keep": 5})
+    go(tmp_path / "steps", Regression(), settings)
+    assert checkpoint.steps(tmp_path / "steps" / "checkpoints") == [3, 6, 7]
+    settings = config(checkpoint={"minutes": 1e-9, "keep": 9})
+    go(tmp_path / "time", Regression(), settings)
+    assert checkpoint.steps(tmp_path / "time" / "checkpoints") == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_weights_that_are_not_finite_are_never_committed(tmp_path):
+    class Broken(Regression):
+        def after_step(self, step: int) -> None:
+            if step == 4:
+                self.head.bias.data.fill_(float("inf"))
+
+    settings = config(checkpoint={"minutes": None, "steps": 2})
+    with pytest.raises(DivergedError, match="weights are not finite after step 4"):
+        go(tmp_path, Broken(), settings)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [2]
+
+
+def test_data_that_end_too_early_are_an_error(tmp_path):
+    with pytest.raises(InputError, match="ended at step 5 of 7"):
+        go(tmp_path, Regression(), config(), last=5)
+
+
+def test_speed_counts_waiting_within_steps_only(monkeypatch):
+    clock = {"now": 100.0}
+    monkeypatch.setattr("recipes.engine.speed.time.monotonic", lambda: clock["now"])
+    speed = Speed(clips_per_step=8)
+    for _ in range(3):
+        speed.begin_step()
+        with speed.waiting():
+            clock["now"] += 1.0
+        clock["now"] += 3.0
+        speed.end_step()
+        clock["now"] += 50.0  # a save
+    assert speed.split() == {
+        "speed/clips_per_second": 2.0,
+        "speed/step_seconds": 4.0,
+        "speed/data_wait_seconds": 1.0,
+        "speed/compute_seconds": 3.0,
+        "speed/data_wait_share": 0.25,
+    }
+    assert speed.clips_per_second == 2.0
+    assert speed.data_wait_share == 0.25
+    assert speed.seconds_left(10) == 40.0
