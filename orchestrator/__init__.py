@@ -1,0 +1,1 @@
+"""Recipe language, DAG planning, submission, status and the command line."""

@@ -1,0 +1,162 @@
+"""What commands print when they are done: tables for people, or one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.store import SCHEMA_VERSION, Store
+
+if TYPE_CHECKING:
+    from cluster.contract import Executor
+    from orchestrator.logs import LogLine
+    from orchestrator.plan import Plan
+    from orchestrator.status import RunStatus
+    from orchestrator.submit import Prepared, SubmittedRun
+
+
+def show_scripts(prepared: Prepared, store: Store) -> None:
+    """Every script the executor would be handed, each under the name of its stage."""
+    from orchestrator.jobs import requests_to_show
+
+    for name, request in requests_to_show(prepared.plan, store):
+        print(f"# ---- stage {name}\n{prepared.executor.render(request).rstrip()}\n")
+
+
+def show_plan(prepared: Prepared, *, as_json: bool) -> None:
+    """What would happen."""
+    if as_json:
+        return print_json(plan_object(prepared.plan, prepared.executor_name))
+    from orchestrator.view import emit, plan_view
+
+    return emit(plan_view(prepared.plan, prepared.executor_name), sys.stdout)
+
+
+def show_submitted(
+    run: SubmittedRun, store: Store, plan: Plan | None = None, *, as_json: bool
+) -> None:
+    """What was done about each stage."""
+    record = store.read_run(run.run_id)
+    if as_json:
+        return print_json(submitted_object(run, record))
+    from orchestrator.view import emit, submitted_view
+
+    return emit(submitted_view(run, record, plan), sys.stdout)
+
+
+def show_status(status: RunStatus, *, as_json: bool) -> None:
+    """One run."""
+    if as_json:
+        from orchestrator.status import to_json
+
+        return print_json(to_json(status))
+    from orchestrator.view import emit, status_view
+
+    return emit(status_view(status), sys.stdout)
+
+
+def show_runs(runs: Sequence[RunStatus], store: Store, *, as_json: bool) -> None:
+    """Many runs, a line each."""
+    if as_json:
+        from orchestrator.status import run_object
+
+        entries = [run_object(run) for run in runs]
+        return print_json({"schema_version": SCHEMA_VERSION, "runs": entries})
+    if not runs:
+        return print(f"no runs in {store.root} yet", file=sys.stderr)
+    from orchestrator.view import emit, runs_view
+
+    return emit(runs_view(runs), sys.stdout)
+
+
+def show_names(what: str, rows: Sequence[tuple[str, str]], *, as_json: bool) -> None:
+    """What a recipe can name, with a line on each."""
+    if as_json:
+        entries = [{"name": name, "about": about} for name, about in rows]
+        return print_json({"schema_version": SCHEMA_VERSION, what: entries})
+    from orchestrator.view import emit, table
+
+    return emit(table([what, "about"], rows), sys.stdout)
+
+
+def show_cancelled(run_id: str, names: Sequence[str], *, as_json: bool) -> None:
+    """Which stages were stopped."""
+    if as_json:
+        fields = {"run": run_id, "cancelled": list(names)}
+        return print_json({"schema_version": SCHEMA_VERSION, **fields})
+    return print(f"{run_id}: cancelled {', '.join(names) if names else 'nothing: all is done'}")
+
+
+def show_lines(lines: Iterable[LogLine], *, prefix: bool) -> None:
+    """Lines of logs, each with its rank in front where there may be more than one."""
+    for line in lines:
+        print(f"[{line.rank}] {line.text}" if prefix else line.text, flush=True)
+
+
+def finish(
+    run: SubmittedRun, store: Store, executor: Executor, *, wait: bool, as_json: bool
+) -> int:
+    """Stay where that was asked for or the jobs live in this process; returns the exit code."""
+    if wait or executor.name == "local":
+        from orchestrator.waiting import succeeded, wait_for
+
+        stream = sys.stderr if as_json else sys.stdout
+        end = wait_for(run.run_id, store, executor, list(run.handles.values()), stream)
+        if executor.name == "local":
+            # Stages that were blocked or killed had no outbox: their runs are closed here.
+            from orchestrator.interface import deliver
+
+            deliver(store, end)
+        if not as_json:
+            show_status(end, as_json=False)
+        return 0 if succeeded(end) else 1
+    if not as_json:
+        from orchestrator.explain import Commands
+
+        commands = Commands.of(run.run_id, store)
+        print(f"status: {commands.status()}   ui: {commands.ui()}")
+    return 1 if any(stage.action == "blocked" for stage in run.stages) else 0
+
+
+def plan_object(plan: Plan, executor: str) -> dict[str, Any]:
+    """The object of `plan --json`; docs/cli.md documents its fields."""
+    stages = [
+        {
+            "name": stage.name,
+            "kind": stage.kind,
+            "key": stage.key,
+            "action": stage.action,
+            "reason": stage.reason,
+            "after": list(stage.upstream),
+            "resources": asdict(stage.resources),
+            "config": dict(stage.config),
+        }
+        for stage in plan.stages
+    ]
+    run = {"id": plan.run_id, "recipe": plan.recipe.name, "executor": executor}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": {**run, "gpu_hours": plan.gpu_hours},
+        "stages": stages,
+    }
+
+
+def submitted_object(run: SubmittedRun, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `submit --json` and `resume --json`; docs/cli.md documents its fields."""
+    about = {"recipe": record["recipe"], "executor": record["executor"]}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": {"id": run.run_id, **about, "code": record["code"]["version"]},
+        "stages": [
+            {**asdict(stage), "job_id": stage.job_id or None, "after": list(stage.after)}
+            for stage in run.stages
+        ],
+    }
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)

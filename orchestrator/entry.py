@@ -1,0 +1,241 @@
+"""What runs on the node, once a rank: verify, run the stage, record what came of it.
+
+A composition root: it joins the stage implementations, the executors' rank environment and the
+tracking, and everything heavy is imported inside functions, after the stop signals are taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import fsio
+from cluster.contract import ExitCode
+from cluster.preemption import StopFlag
+from cluster.ranks import RankEnv, RankError, rank_environment
+from orchestrator.inputs import verify_inputs
+from orchestrator.outcome import Outcome, classify, write_result
+from orchestrator.store import SCHEMA_VERSION, StageDir
+from recipes.contract import Progress, StageContext, StageError, StageResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One run of one submission on the node, as this rank sees it."""
+
+    stage: StageDir
+    submission: int
+    restart: int
+    ranks: RankEnv
+    resources: Mapping[str, Any]
+    tracking: Mapping[str, Any] | None
+
+    @property
+    def id(self) -> str:
+        """Sorts by submission, then by restart."""
+        return f"s{self.submission:03d}r{self.restart:03d}"
+
+    @property
+    def folder(self) -> Path:
+        """Where this attempt's records lie."""
+        return self.stage.attempts / self.id
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, the only writer of results."""
+        return self.ranks.rank == 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one rank of a stage; returns its exit code (cluster.contract.ExitCode)."""
+    os.umask(0o077)
+    stop = StopFlag()
+    stop.install()
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.entry")
+    parser.add_argument("stage_dir", type=Path)
+    parser.add_argument("--submission", type=int, required=True)
+    options = parser.parse_args(argv)
+    stage = StageDir(options.stage_dir.absolute())
+    left = _reason_to_leave(stage, options.submission)
+    if left is not None:
+        print(left[1], flush=True)
+        return left[0]
+    try:
+        attempt = _open_attempt(stage, options.submission)
+    except RankError as error:
+        print(f"orchestrate: {error}", file=sys.stderr, flush=True)
+        return ExitCode.CONFIGURATION
+    return _run_attempt(attempt, stop)
+
+
+def _reason_to_leave(stage: StageDir, submission: int) -> tuple[int, str] | None:
+    if stage.stage() is None:
+        return ExitCode.CONFIGURATION, f"orchestrate: {stage.stage_file} is missing: nothing to run"
+    newest = (stage.latest_intent() or {"n": submission})["n"]
+    if newest > submission:
+        return (
+            ExitCode.SUPERSEDED,
+            f"orchestrate: submission {newest} owns {stage.path.name} now; {submission} leaves",
+        )
+    if stage.result() is not None:
+        return ExitCode.SUCCESS, f"orchestrate: {stage.path.name} has its result already"
+    return None
+
+
+def _open_attempt(stage: StageDir, submission: int) -> Attempt:
+    intent = stage.intent(submission) or {}
+    restart = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(
+        "ORCHESTRATE_RESTART_COUNT", "0"
+    )
+    ranks = rank_environment(os.environ)
+    os.environ.update(ranks.export())
+    attempt = Attempt(
+        stage=stage,
+        submission=submission,
+        restart=int(restart),
+        ranks=ranks,
+        resources=intent.get("resources", {}),
+        tracking=intent.get("tracking"),
+    )
+    fsio.make_dir(attempt.folder)
+    if attempt.main:
+        for folder in (stage.outputs, stage.checkpoints, stage.scratch):
+            fsio.make_dir(folder)
+        _record_start(attempt)
+    return attempt
+
+
+def _record_start(attempt: Attempt) -> None:
+    fsio.write_json(
+        attempt.folder / "start.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "job_id": os.environ.get("SLURM_JOB_ID", ""),
+            "hosts": os.environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
+            "restart": attempt.restart,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": attempt.ranks.world_size,
+            "started_at": time.time(),
+        },
+    )
+
+
+def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
+    """Run the stage and record the outcome; the one broad except on the compute node."""
+    outbox = _start_outbox(attempt)
+    try:
+        spec = fsio.read_json(attempt.stage.stage_file)
+        inputs = verify_inputs(attempt.stage, spec, digests=attempt.main)
+        result = _run_stage(attempt, spec, inputs, stop)
+        if attempt.main:
+            write_result(attempt.stage, spec, inputs, result, attempt.id)
+        outcome = Outcome.succeeded(result.steps)
+    except BaseException as error:
+        outcome = classify(error, attempt.stage.committed_step())
+        _record_failure(attempt, outcome, error)
+    if attempt.main:
+        end = {"schema_version": SCHEMA_VERSION, **asdict(outcome), "finished_at": time.time()}
+        fsio.write_json(attempt.folder / "end.json", end)
+    if attempt.main or outcome.outcome == "failed":
+        _print_outcome(attempt, outcome)
+    if outbox is not None:
+        outbox.finish(patience_seconds=5.0 if outcome.outcome == "preempted" else 90.0)
+    return outcome.exit_code
+
+
+def _run_stage(
+    attempt: Attempt, spec: Mapping[str, Any], inputs: Mapping[str, Any], stop: StopFlag
+) -> StageResult:
+    from recipes.catalog import STAGES, load
+
+    entry = STAGES[spec["kind"]]
+    config = load(entry.config).model_validate(spec["config"])
+    result = load(entry.target)(_context(attempt, spec, inputs, stop), config)
+    if not isinstance(result, StageResult):
+        raise TypeError(f"{entry.target} returned {type(result).__name__}, expected StageResult")
+    return result
+
+
+def _context(
+    attempt: Attempt, spec: Mapping[str, Any], inputs: Mapping[str, Any], stop: StopFlag
+) -> StageContext:
+    stage = attempt.stage
+
+    def log_metrics(step: int, values: Mapping[str, float]) -> None:
+        if attempt.main:
+            line = {"step": step, "time": time.time(), "attempt": attempt.id}
+            fsio.append_json_line(stage.metrics_file, {**line, "metrics": dict(values)})
+
+    def report_progress(progress: Progress) -> None:
+        if attempt.main:
+            value = {**asdict(progress), "attempt": attempt.id, "updated_at": time.time()}
+            fsio.write_json(stage.progress_file, {"schema_version": SCHEMA_VERSION, **value})
+
+    return StageContext(
+        inputs=inputs,
+        output_dir=stage.outputs,
+        checkpoint_dir=stage.checkpoints,
+        scratch_dir=stage.scratch,
+        rank=attempt.ranks.rank,
+        local_rank=attempt.ranks.local_rank,
+        world_size=attempt.ranks.world_size,
+        device=attempt.resources.get("device", "cpu"),
+        attempt=attempt.id,
+        seed=int(spec["config"].get("seed", 0)),
+        stop_requested=stop.requested,
+        log_metrics=log_metrics,
+        report_progress=report_progress,
+    )
+
+
+def _start_outbox(attempt: Attempt) -> Any:
+    """The subprocess that ships to MLflow; started by rank 0 before anything heavy is imported."""
+    if not attempt.main or not (attempt.tracking or {}).get("uri"):
+        return None
+    from tracking.outbox import start
+
+    return start(attempt.stage.path, attempt.submission)
+
+
+def _record_failure(attempt: Attempt, outcome: Outcome, error: BaseException) -> None:
+    if outcome.outcome != "failed":
+        return
+    text = "".join(traceback.format_exception(error))
+    if not isinstance(error, StageError):  # those say what to do; where they were raised is noise
+        print(text, file=sys.stderr, flush=True)
+    fsio.write_json(
+        attempt.folder / f"failure-rank{attempt.ranks.rank}.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "rank": attempt.ranks.rank,
+            "host": socket.gethostname(),
+            "exit_code": outcome.exit_code,
+            "cause": outcome.cause,
+            "message": outcome.message,
+            "traceback": text,
+            "at": time.time(),
+        },
+    )
+
+
+def _print_outcome(attempt: Attempt, outcome: Outcome) -> None:
+    who = f"{attempt.stage.path.name} attempt {attempt.id} rank {attempt.ranks.rank}"
+    message = f": {outcome.message}" if outcome.message else ""
+    print(f"orchestrate: {who} {outcome.outcome}{message}", flush=True)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Communication libraries may wait for peers in their destructors; all is on disk by now.
+    os._exit(code)

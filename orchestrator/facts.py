@@ -1,0 +1,109 @@
+"""What the store and the schedulers know of stages, gathered once for a plan."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.contract import JobHandle, JobState, Phase, SchedulerError
+from orchestrator.plan import StageFacts
+from orchestrator.store import StageDir, Store, Submission
+
+
+class StoreFacts:
+    """Answers `StageFacts` for (kind, key); asks each scheduler once for all stages together.
+
+    `numbers` are what the next submission of each stage is called. They are read before anything
+    else: whoever decides on these facts and finds the number taken knows that somebody was faster.
+    """
+
+    def __init__(self, store: Store, stages: Sequence[tuple[str, str]]) -> None:
+        self._facts: dict[tuple[str, str], StageFacts] = {}
+        folders = {stage: store.stage_dir(*stage) for stage in stages}
+        self.numbers = {stage: folder.next_number() for stage, folder in folders.items()}
+        open_ones = {s: f for s, f in folders.items() if f.result() is None}
+        handles = {s: live_handle(f) for s, f in open_ones.items()}
+        _await_cancelled([f for f in open_ones.values() if f.cancelled()])
+        states = query_all([handle for handle in handles.values() if handle])
+        for stage, folder in folders.items():
+            handle = handles.get(stage)
+            running = handle is not None and states[handle].phase is not Phase.GONE
+            self._facts[stage] = StageFacts(
+                result=stage not in open_ones,
+                running=running,
+                has_checkpoint=folder.committed_step() > 0,
+                detail=f"job {handle.job_id}" if handle is not None and running else "",
+            )
+
+    def __call__(self, kind: str, key: str) -> StageFacts:
+        """The facts of one stage."""
+        return self._facts[kind, key]
+
+
+def _await_cancelled(stages: Sequence[StageDir], patience_seconds: float = 90.0) -> None:
+    """Wait for cancelled jobs to end: one that still saves must be neither joined nor doubled."""
+    deadline = time.monotonic() + patience_seconds
+    handles = [handle for stage in stages if (handle := live_handle(stage)) is not None]
+    while handles and time.monotonic() < deadline:
+        if all(state.phase is Phase.GONE for state in query_all(handles).values()):
+            return
+        time.sleep(0.5)
+
+
+def query_all(handles: Sequence[JobHandle]) -> dict[JobHandle, JobState]:
+    """State of jobs of any executor; one call to each scheduler."""
+    from cluster.executors import make
+
+    by_executor: dict[str, list[JobHandle]] = defaultdict(list)
+    for handle in handles:
+        by_executor[handle.executor].append(handle)
+    states: dict[JobHandle, JobState] = {}
+    for name, group in by_executor.items():
+        states.update(make(name).query(group))
+    return states
+
+
+def live_handle(stage: StageDir) -> JobHandle | None:
+    """The handle of a stage's newest submission, adopting a job whose submitter died.
+
+    A claim without a record means that the submitter is at work or was killed in between. While its
+    process lives on this host it is waited for; otherwise the scheduler is asked by job name.
+    """
+    intent, submission = stage.latest_intent(), stage.latest_submission()
+    if intent is None or (submission is not None and submission.n >= intent["n"]):
+        return submission.handle if submission else None
+    for _ in range(100):
+        recorded = stage.submission(intent["n"])
+        if recorded is not None:
+            return recorded.handle
+        if not _alive_here(intent):
+            break
+        time.sleep(0.1)
+    return _adopt(stage, intent)
+
+
+def _adopt(stage: StageDir, intent: dict[str, object]) -> JobHandle | None:
+    from cluster.executors import make
+
+    with contextlib.suppress(SchedulerError, RuntimeError):
+        handle = make("slurm").find(str(intent["job_name"]))
+        if handle is not None:
+            fields = ("n", "run_id", "stage", "job_name", "resources", "tracking", "code")
+            values = {name: intent[name] for name in fields}
+            stage.record_submission(Submission(handle=handle, dependencies=(), **values))  # type: ignore[arg-type]
+            return handle
+    return None
+
+
+def _alive_here(intent: dict[str, object]) -> bool:
+    pid = intent.get("pid")
+    return (
+        intent.get("host") == socket.gethostname()
+        and pid != os.getpid()
+        and Path(f"/proc/{pid}").exists()
+    )

@@ -1,0 +1,57 @@
+"""What there is: runs of a store, and everything a recipe can name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+from cluster.contract import SchedulerError
+from orchestrator.naming import shipped_recipes
+from orchestrator.status import RunStatus, read_statuses
+from orchestrator.store import Store
+
+
+def runs(store: Store, last: int | None) -> list[RunStatus]:
+    """The last runs, newest first; each scheduler is asked once for all of them.
+
+    Args:
+        store: where they lie.
+        last: how many; None for all.
+    """
+    from cluster.executors import make
+
+    ids = store.run_ids()
+    chosen = ids if last is None else ids[-last:]
+    by_executor: dict[str, list[str]] = {}
+    for run_id in chosen:
+        by_executor.setdefault(str(store.read_run(run_id)["executor"]), []).append(run_id)
+    found: dict[str, RunStatus] = {}
+    for name, group in by_executor.items():
+        try:
+            executor = make(name)
+        except (ValueError, ImportError, SchedulerError):
+            executor = None
+        found.update({run.run_id: run for run in read_statuses(group, store, executor)})
+    return [found[run_id] for run_id in reversed(chosen)]
+
+
+def named(what: str) -> list[tuple[str, str]]:
+    """Name and description of all recipes, stages, methods, backbones or datasets."""
+    from recipes import catalog
+
+    if what == "recipes":
+        return shipped_recipes()
+    tables: Mapping[str, Mapping[str, catalog.Entry]] = {
+        "stages": catalog.STAGES,
+        "methods": catalog.METHODS,
+        "backbones": catalog.BACKBONES,
+        "datasets": catalog.DATASETS,
+    }
+    return [(name, _about(entry.config)) for name, entry in tables[what].items()]
+
+
+def _about(config: str) -> str:
+    """First line of the docstring of a config class."""
+    from recipes.catalog import load
+
+    return (inspect.getdoc(load(config)) or "").partition("\n")[0]

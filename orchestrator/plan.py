@@ -1,0 +1,219 @@
+"""What will happen to each stage of a recipe: the recipe and what exists become a plan; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import fsio
+from cluster.contract import Resources
+from orchestrator.errors import RecipeError, RecipeErrors
+from orchestrator.identity import canonical_json, code_digest, code_modules, stage_key
+from orchestrator.load import graph_of, load_recipe
+from orchestrator.planned import Action, ExternalStage, InputRef, Plan, PlannedStage, StageFacts
+
+if TYPE_CHECKING:
+    from orchestrator.graph import Edge, Graph
+    from orchestrator.schema import Recipe, StageSpec
+
+__all__ = [
+    "Action",
+    "ExternalStage",
+    "InputRef",
+    "Plan",
+    "PlannedStage",
+    "StageFacts",
+    "decide",
+    "load_recipe",
+    "make_plan",
+]
+
+Facts = Callable[[str, str], StageFacts]
+External = Callable[[str, str], ExternalStage | None]
+
+
+def _nowhere(run_id: str, stage: str) -> ExternalStage | None:
+    return None
+
+
+def make_plan(
+    recipe: Recipe, facts: Facts, *, has_gpus: bool, external: External = _nowhere
+) -> Plan:
+    """Give each stage of a valid recipe its key, its resources and an action.
+
+    Args:
+        recipe: from `load_recipe`.
+        facts: what exists of a stage, by kind and key.
+        has_gpus: whether the machine or cluster has GPUs, for `device: auto`.
+        external: a stage of another run by run id and stage name; None where there is none.
+
+    Raises:
+        RecipeErrors: batches that cannot be shared out over the ranks, or inputs from outside the
+            recipe that do not exist.
+    """
+    build = _Planning(recipe=recipe, graph=graph_of(recipe), has_gpus=has_gpus, external=external)
+    for name in build.graph.order:
+        build.add(name)
+    if build.faults:
+        raise RecipeErrors(build.faults)
+    keys = {stage.name: stage.key for stage in build.stages.values()}
+    digest = fsio.sha256_text(canonical_json(keys))
+    plan = Plan(
+        run_id=f"{recipe.name}-{digest[:8]}", recipe=recipe, stages=tuple(build.stages.values())
+    )
+    return decide(plan, facts)
+
+
+def decide(plan: Plan, facts: Facts) -> Plan:
+    """The same plan with actions and reasons for what exists now."""
+    decided: dict[str, PlannedStage] = {}
+    for stage in plan.stages:
+        blocked = [name for name in stage.upstream if decided[name].action == "blocked"]
+        action, reason = _action(facts(stage.kind, stage.key), blocked)
+        decided[stage.name] = replace(stage, action=action, reason=reason)
+    return replace(plan, stages=tuple(decided.values()))
+
+
+def _action(fact: StageFacts, blocked: list[str]) -> tuple[Action, str]:
+    """One row of the table: the first of the facts that holds decides."""
+    detail = f": {fact.detail}" if fact.detail else ""
+    if fact.result:
+        return "reuse", f"finished{detail}"
+    if fact.running:
+        return "attach", f"submitted before{detail}"
+    if fact.blocked:
+        return "blocked", fact.blocked
+    if blocked:
+        return "blocked", f"needs {', '.join(blocked)}"
+    if fact.has_checkpoint:
+        return "resume", f"continues from its checkpoint{detail}"
+    return "run", "has not run yet"
+
+
+@dataclass(kw_only=True)
+class _Planning:
+    """A plan on its way: stages in order, faults so far, digests of files read once."""
+
+    recipe: Recipe
+    graph: Graph
+    has_gpus: bool
+    external: External
+    stages: dict[str, PlannedStage] = field(default_factory=dict)
+    faults: list[RecipeError] = field(default_factory=list)
+    digests: dict[Path, str | None] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        """Plan one stage whose upstream is planned."""
+        from orchestrator.schema import config_class, job_resources
+
+        spec = self.recipe.stages[name]
+        declared = config_class(spec.kind)
+        config = spec.config()
+        resources = job_resources(
+            spec.resources,
+            self.recipe.cluster,
+            has_gpus=self.has_gpus,
+            cpu_only=declared.DEVICE == "cpu",
+        )
+        self._check_batch(name, spec, resources)
+        inputs = {
+            slot: tuple(filter(None, (self._input(name, slot, edge) for edge in edges)))
+            for slot, edges in self.graph.edges[name].items()
+        }
+        reads_data = "data" not in declared.INPUTS
+        key = stage_key(
+            kind=spec.kind,
+            version=declared.VERSION,
+            code=code_digest(code_modules(spec.kind, config, reads_data=reads_data)),
+            config=config,
+            transient=declared.TRANSIENT,
+            inputs={
+                s: [(r.artifact, r.key or r.sha256 or "") for r in i] for s, i in inputs.items()
+            },
+            files=self._identity_files(spec) if reads_data else None,
+        )
+        self.stages[name] = PlannedStage(
+            name=name,
+            kind=spec.kind,
+            key=key,
+            config=config,
+            inputs=inputs,
+            upstream=self.graph.upstream(name),
+            resources=resources,
+            policy=spec.policy.model_dump(mode="json"),
+            action="run",
+            reason="",
+        )
+
+    def _input(self, name: str, slot: str, edge: Edge) -> InputRef | None:
+        reference = edge.reference
+        common: dict[str, Any] = {"ref": reference.text, "kind": edge.kind}
+        if edge.upstream is not None:
+            upstream = self.stages[edge.upstream]
+            return InputRef(
+                **common,
+                artifact=edge.artifact,
+                upstream=upstream.name,
+                key=upstream.key,
+                folder=upstream.folder,
+            )
+        if reference.file:
+            path = Path(reference.file)
+            sha256 = self._digest(path)
+            if sha256 is None:
+                self._fault(name, slot, reference.text, "a file that exists")
+                return None
+            return InputRef(**common, artifact=edge.kind, file=path, sha256=sha256)
+        return self._from_run(name, slot, edge, common)
+
+    def _from_run(
+        self, name: str, slot: str, edge: Edge, common: dict[str, Any]
+    ) -> InputRef | None:
+        from orchestrator.schema import config_class
+
+        reference = edge.reference
+        found = self.external(reference.run, reference.stage)
+        if found is None:
+            self._fault(name, slot, reference.text, "a stage of a run in this store")
+            return None
+        outputs: dict[str, str] = {**config_class(found.kind).OUTPUTS, "result": "result"}
+        if outputs.get(edge.artifact) != edge.kind:
+            expected = f"an artifact of kind {edge.kind}; that stage leaves {', '.join(outputs)}"
+            self._fault(name, slot, reference.text, expected)
+            return None
+        if not found.finished:
+            self._fault(name, slot, reference.text, "a stage that has finished")
+            return None
+        folder = f"{found.kind}-{found.key[:12]}"
+        return InputRef(**common, artifact=edge.artifact, key=found.key, folder=folder)
+
+    def _fault(self, name: str, slot: str, value: str, expected: str) -> None:
+        parts = ("stages", name, "inputs", slot)
+        self.faults.append(self.recipe.sources.fault(parts, expected, value))
+
+    def _check_batch(self, name: str, spec: StageSpec, resources: Resources) -> None:
+        """The global batch must be shared out evenly over the ranks."""
+        accumulation = getattr(spec, "accumulation", None)
+        if accumulation is None:
+            return
+        try:
+            accumulation(resources.world_size)
+        except ValueError as error:
+            value = (
+                f"{resources.nodes} nodes x {resources.tasks_per_node} ranks = "
+                f"{resources.world_size} ranks"
+            )
+            fault = self.recipe.sources.fault(("stages", name, "batch_size"), str(error), value)
+            self.faults.append(fault)
+
+    def _identity_files(self, spec: StageSpec) -> dict[str, str | None]:
+        data = getattr(spec, "data", None)
+        files = data.identity_files() if data is not None else []
+        return {str(file): self._digest(file) for file in files}
+
+    def _digest(self, file: Path) -> str | None:
+        if file not in self.digests:
+            self.digests[file] = fsio.sha256_file(file) if file.is_file() else None
+        return self.digests[file]

@@ -1,0 +1,226 @@
+"""The only module that knows where things lie in the store; reads, writes and claims them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import fsio
+from cluster.contract import JobHandle
+
+SCHEMA_VERSION = 1
+_SUBMISSION = re.compile(r"submission-(\d+)\.json")
+_INTENT = re.compile(r"submission-(\d+)\.intent\.json")
+
+
+def default_store() -> Path:
+    """`$ORCHESTRATE_STORE`, else `store:` of the user's configuration file, else `./runs`."""
+    named = os.environ.get("ORCHESTRATE_STORE")
+    if named:
+        return Path(named).expanduser().absolute()
+    base = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
+    config = base / "orchestrate" / "config.yaml"
+    if config.is_file():
+        import yaml
+
+        value = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("store")
+        if value:
+            return Path(value).expanduser().absolute()
+    return Path("runs").absolute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One hand-over of a stage to an executor, as recorded behind the intent."""
+
+    n: int
+    run_id: str
+    stage: str
+    job_name: str
+    handle: JobHandle | None
+    dependencies: tuple[str, ...]
+    resources: Mapping[str, Any]
+    tracking: Mapping[str, Any] | None
+    code: str | None
+
+
+class StageDir:
+    """One stage's folder: `<store>/stages/<kind>-<key12>`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stage_file = path / "stage.json"
+        self.result_file = path / "result.json"
+        self.cancel_file = path / "cancel.json"
+        self.progress_file = path / "progress.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.tracking_file = path / "tracking.json"
+        self.attempts = path / "attempts"
+        self.logs = path / "logs"
+        self.checkpoints = path / "checkpoints"
+        self.outputs = path / "outputs"
+        self.scratch = path / "scratch"
+
+    def stage(self) -> dict[str, Any] | None:
+        """What to do, or None where nothing was submitted yet."""
+        return fsio.read_json_or_none(self.stage_file)
+
+    def result(self) -> dict[str, Any] | None:
+        """What came out; its existence, with this stage's key, is success."""
+        stage, result = self.stage(), fsio.read_json_or_none(self.result_file)
+        if stage is None or result is None or result.get("key") != stage.get("key"):
+            return None
+        return result
+
+    def cancelled(self) -> dict[str, Any] | None:
+        """Who cancelled the stage and when; a new submission clears it."""
+        return fsio.read_json_or_none(self.cancel_file)
+
+    def committed_step(self) -> int:
+        """Step of the newest committed checkpoint, 0 without one; the job checks if it is sound."""
+        found = self.checkpoints.glob("step_*/manifest.json")
+        steps = (path.parent.name.removeprefix("step_") for path in found)
+        return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+    def progress(self) -> dict[str, Any] | None:
+        """The newest progress report of rank 0."""
+        return fsio.read_json_or_none(self.progress_file)
+
+    def latest_submission(self) -> Submission | None:
+        """The newest submission that reached an executor."""
+        return self.submission(max(self._numbers(_SUBMISSION), default=0))
+
+    def submission(self, n: int) -> Submission | None:
+        """Submission number `n`, if it was recorded."""
+        raw = fsio.read_json_or_none(self.path / f"submission-{n}.json")
+        if raw is None:
+            return None
+        handle = raw["handle"]
+        return Submission(
+            n=raw["n"],
+            run_id=raw["run_id"],
+            stage=raw["stage"],
+            job_name=raw["job_name"],
+            handle=JobHandle(**handle) if handle else None,
+            dependencies=tuple(raw["dependencies"]),
+            resources=raw["resources"],
+            tracking=raw["tracking"],
+            code=raw["code"],
+        )
+
+    def intent(self, n: int) -> dict[str, Any] | None:
+        """The claim of submission `n`, if there is one."""
+        return fsio.read_json_or_none(self.path / f"submission-{n}.intent.json")
+
+    def latest_intent(self) -> dict[str, Any] | None:
+        """The newest claim, whether or not a job came of it."""
+        return self.intent(max(self._numbers(_INTENT), default=0))
+
+    def claim(self, n: int, job_name: str, details: Mapping[str, Any]) -> bool:
+        """Claim submission `n`; False when another submitter was first.
+
+        `details` are what the job needs of its submission (run id, resources, tracking, code): they
+        lie in the claim, because the job may start before its handle has been recorded.
+        """
+        fsio.make_dir(self.path)
+        owner = {
+            "schema_version": SCHEMA_VERSION,
+            "n": n,
+            "job_name": job_name,
+            "user": getpass.getuser(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "at": time.time(),
+        }
+        intent = self.path / f"submission-{n}.intent.json"
+        return fsio.create_json(intent, {**details, **owner})
+
+    def next_number(self) -> int:
+        """The number the next submission takes."""
+        return max([*self._numbers(_INTENT), *self._numbers(_SUBMISSION)], default=0) + 1
+
+    def record_submission(self, submission: Submission) -> None:
+        """Write what was handed over; the claim made this process its only writer."""
+        value = {"schema_version": SCHEMA_VERSION, **asdict(submission)}
+        fsio.write_json(self.path / f"submission-{submission.n}.json", value)
+
+    def attempt_records(self) -> list[dict[str, Any]]:
+        """All attempts, oldest first: `id`, and what start, end, exit and failure files say."""
+        records = []
+        if not self.attempts.is_dir():
+            return []
+        for folder in sorted(self.attempts.iterdir()):
+            record: dict[str, Any] = {"id": folder.name}
+            for part in ("start", "end", "exit"):
+                record[part] = fsio.read_json_or_none(folder / f"{part}.json")
+            record["failures"] = [
+                fsio.read_json(path) for path in sorted(folder.glob("failure-rank*.json"))
+            ]
+            records.append(record)
+        return records
+
+    def _numbers(self, pattern: re.Pattern[str]) -> list[int]:
+        if not self.path.is_dir():
+            return []
+        matches = (pattern.fullmatch(entry.name) for entry in self.path.iterdir())
+        return [int(match.group(1)) for match in matches if match]
+
+
+class Store:
+    """The root on the shared file system: content-addressed stages, runs that view them, code."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stages = root / "stages"
+        self.runs = root / "runs"
+        self.code = root / "code"
+
+    def stage_dir(self, kind: str, key: str) -> StageDir:
+        """The folder of a stage with this identity, existing or not."""
+        return StageDir(self.stages / f"{kind}-{key[:12]}")
+
+    def run_dir(self, run_id: str) -> Path:
+        """The folder of a run."""
+        return self.runs / run_id
+
+    def run_ids(self) -> list[str]:
+        """All runs, oldest first by their recorded time of first submission."""
+        if not self.runs.is_dir():
+            return []
+        found = []
+        for folder in self.runs.iterdir():
+            run = fsio.read_json_or_none(folder / "run.json")
+            if run is not None:
+                found.append((run["created_at"], folder.name))
+        return [name for _, name in sorted(found)]
+
+    def read_run(self, run_id: str) -> dict[str, Any]:
+        """run.json of a run. Raises FileNotFoundError."""
+        return fsio.read_json(self.run_dir(run_id) / "run.json")
+
+    def read_plan(self, run_id: str) -> dict[str, Any]:
+        """plan.json of a run: its stages in order, with name, kind, key and inputs."""
+        return fsio.read_json(self.run_dir(run_id) / "plan.json")
+
+    def resolve_run(self, text: str) -> list[str]:
+        """Runs a person may mean by `text`: an exact id, `latest`, or a part of an id."""
+        ids = self.run_ids()
+        if text in ids:
+            return [text]
+        if text == "latest":
+            return ids[-1:]
+        return [run_id for run_id in ids if text in run_id]
+
+    def iter_stage_dirs(self) -> Iterator[StageDir]:
+        """All stage folders of the store."""
+        if self.stages.is_dir():
+            for folder in sorted(self.stages.iterdir()):
+                if (folder / "stage.json").exists():
+                    yield StageDir(folder)

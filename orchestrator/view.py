@@ -1,0 +1,265 @@
+"""Tables of plans, submissions, runs and their status, as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.decision import Status
+
+if TYPE_CHECKING:
+    from cluster.contract import Resources
+    from orchestrator.plan import Plan
+    from orchestrator.status import RunStatus, StageStatus
+    from orchestrator.submit import SubmittedRun
+
+STYLES = {
+    Status.SUCCEEDED: "green",
+    Status.RUNNING: "cyan",
+    Status.REQUEUED: "yellow",
+    Status.WAITING: "yellow",
+    Status.FAILED: "bold red",
+    Status.LOST: "bold red",
+    Status.BLOCKED: "red",
+    Status.CANCELLED: "magenta",
+}
+_UNBOUNDED_WIDTH = 10_000
+Cell: TypeAlias = str | Text
+
+
+_TELLING = (
+    "top1",
+    "R@1",
+    "top5",
+    "R@5",
+    "chance",
+    "train/loss",
+    "train/top1",
+    "excluded",
+    "listed",
+)
+
+
+def emit(view: RenderableType, stream: IO[str]) -> None:
+    """Print in colour and to the width of a terminal; elsewhere as plain, unbroken lines."""
+    console = Console(file=stream, highlight=False)
+    if console.is_terminal:
+        console.print(view, crop=False)
+        return
+    plain = Console(file=stream, highlight=False, no_color=True, width=_UNBOUNDED_WIDTH)
+    with plain.capture() as captured:
+        plain.print(view)
+    stream.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    """A table without lines; columns that are empty in every row are left out."""
+    cells = [list(row) for row in rows]
+    kept = [n for n in range(len(columns)) if any(str(row[n]) not in ("", "-") for row in cells)]
+    view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for n in kept:
+        last = n == kept[-1]
+        view.add_column(columns[n], overflow="fold", no_wrap=not last)
+    for row in cells:
+        view.add_row(*(one if isinstance(one := row[n], Text) else escape(one) for n in kept))
+    return view
+
+
+def plan_view(plan: Plan, executor: str) -> RenderableType:
+    """What would happen to each stage, and what it may cost at most."""
+    rows: list[list[Cell]] = [
+        [
+            stage.name,
+            stage.kind,
+            _action(stage.action),
+            *_shape(stage.resources, stage.action),
+            names(stage.upstream) or "-",
+            stage.key[:8],
+            _why(stage.reason),
+        ]
+        for stage in plan.stages
+    ]
+    columns = ["stage", "kind", "action", "nodes x ranks", "gpus", "time", "after", "key", "why"]
+    head = f"{plan.recipe.name}  run {plan.run_id}  executor {executor}"
+    return Group(Text(head), table(columns, rows), Text(_cost(plan)))
+
+
+def submitted_view(
+    run: SubmittedRun, record: Mapping[str, Any], plan: Plan | None = None
+) -> RenderableType:
+    """What was done about each stage; the plan, where there is one, tells what each job may use."""
+    planned = {stage.name: stage for stage in plan.stages} if plan else {}
+    rows: list[list[Cell]] = []
+    for stage in run.stages:
+        known = planned.get(stage.name)
+        rows.append(
+            [
+                stage.name,
+                _action(stage.action),
+                short_job(stage.job_id),
+                *(_shape(known.resources, stage.action) if known else ["-", "-", "-"]),
+                names(stage.after) or "-",
+                stage.key[:8],
+                _why(stage.reason),
+            ]
+        )
+    columns = ["stage", "action", "job", "nodes x ranks", "gpus", "time", "after", "key", "why"]
+    facts = [f"executor {record['executor']}", f"code {record['code']['version']}"]
+    head = "  ".join([str(record["recipe"]), f"run {run.run_id}", *facts])
+    return Group(Text(head), table(columns, rows))
+
+
+def status_view(run: RunStatus) -> RenderableType:
+    """One screen: a line for each stage, then cause, evidence and next command of each trouble."""
+    when = _local(run.created_at)
+    head = Text(f"{run.run_id}  ").append_text(_status(run.status))
+    head.append(f"  {run.executor}  {run.user}@{run.host}  {when}")
+    rows: list[list[Cell]] = [
+        [
+            stage.name,
+            _status(stage.status),
+            short_job(stage.job_id),
+            str(stage.attempts or "-"),
+            details(stage),
+        ]
+        for stage in run.stages
+    ]
+    parts: list[RenderableType] = [head]
+    if run.scheduler_error:
+        text = f"The scheduler was not asked, this is what the files say: {run.scheduler_error}"
+        parts.append(Text(text, style="yellow"))
+    parts.append(table(["stage", "status", "job", "attempts", "details"], rows))
+    parts.extend(trouble(stage) for stage in run.stages if _has_own_trouble(stage))
+    return Group(*parts)
+
+
+def runs_view(runs: Sequence[RunStatus]) -> RenderableType:
+    """One line for each run: what became of it, and how many of its stages are finished."""
+    rows: list[list[Cell]] = []
+    for run in runs:
+        finished = sum(stage.status is Status.SUCCEEDED for stage in run.stages)
+        stages = f"{finished}/{len(run.stages)}"
+        started = _local(run.created_at)
+        rows.append([run.run_id, _status(run.status), stages, run.executor, run.user, started])
+    return table(["run", "status", "stages", "executor", "user", "started"], rows)
+
+
+def trouble(stage: StageStatus) -> Text:
+    """One line of cause, one of evidence, one command."""
+    text = Text(no_wrap=True, overflow="ignore")
+    text.append(f"{stage.name} ").append_text(_status(stage.status))
+    text.append(f": {stage.told.reason}" if stage.told.reason else "")
+    if stage.told.evidence:
+        text.append(f"\n  see:  {stage.told.evidence}")
+    if stage.told.next:
+        text.append(f"\n  next: {stage.told.next}")
+    return text
+
+
+def details(stage: StageStatus) -> str:
+    """What a stage is doing, in one line: progress while it runs, else why it stands as it does."""
+    if stage.status is Status.SUCCEEDED:
+        return "  ".join([*_metrics(stage.metrics), stage.told.reason]).strip()
+    if stage.status is Status.WAITING:
+        after = f"after {names(stage.after)}" if stage.after else ""
+        return "  ".join(text for text in (after, stage.told.reason) if text)
+    if stage.status in (Status.RUNNING, Status.REQUEUED):
+        reason = f"({stage.told.reason})" if stage.told.reason else ""
+        return "  ".join(text for text in (progress_text(stage.progress), reason) if text)
+    return "" if _has_own_trouble(stage) else stage.told.reason
+
+
+def progress_text(progress: Mapping[str, Any] | None) -> str:
+    """How far, how well, how fast, how long still; what is not known is left out."""
+    if not progress:
+        return ""
+    parts = [str(progress.get("phase") or "")]
+    if progress.get("epochs"):
+        parts.append(f"epoch {progress.get('epoch') or 0}/{progress['epochs']}")
+    if progress.get("steps"):
+        parts.append(f"step {progress.get('step', 0)}/{progress['steps']}")
+    for name, form in (("loss", "loss {:.4g}"), ("clips_per_second", "{:.1f} clips/s")):
+        if progress.get(name) is not None:
+            parts.append(form.format(progress[name]))
+    if progress.get("seconds_left") is not None:
+        parts.append(f"{duration(progress['seconds_left'])} left")
+    if progress.get("data_wait_share") is not None:
+        parts.append(f"data wait {progress['data_wait_share']:.0%}")
+    return "  ".join(part for part in parts if part)
+
+
+def names(stages: Sequence[str], most: int = 3) -> str:
+    """The first names of many, so that a fan-in does not fill the screen."""
+    shown = ", ".join(stages[:most])
+    return f"{shown} and {len(stages) - most} more" if len(stages) > most else shown
+
+
+def short_job(job_id: str | None) -> str:
+    """A job's id; of a local one, boot-pid-start.number, only process and number."""
+    if not job_id:
+        return "-"
+    parts = job_id.split("-")
+    return f"{parts[1]}.{parts[2].partition('.')[2]}" if len(parts) == 3 else job_id
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:07, 12:03 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _why(reason: str) -> str:
+    """A plan's reason without the upstream, which has a column of its own."""
+    return reason.partition(", after ")[0]
+
+
+def _metrics(metrics: Mapping[str, float]) -> list[str]:
+    """The figures a person looks for first; the rest is in the report and in MLflow."""
+    telling = [name for name in _TELLING if name in metrics][:3]
+    return [f"{name} {metrics[name]:.4g}" for name in telling or list(metrics)[:3]]
+
+
+def _has_own_trouble(stage: StageStatus) -> bool:
+    return stage.status in (Status.FAILED, Status.LOST, Status.CANCELLED)
+
+
+def _status(status: Status) -> Text:
+    return Text(str(status), style=STYLES.get(status, ""))
+
+
+def _action(action: str) -> Text:
+    style = {"run": "cyan", "resume": "cyan", "reuse": "green", "blocked": "red"}.get(action, "")
+    return Text(action, style=style)
+
+
+def _shape(resources: Resources, action: str) -> list[str]:
+    if action not in ("run", "resume"):
+        return ["-", "-", "-"]
+    gpus = resources.nodes * resources.gpus_per_node
+    limit = duration(resources.hours * 3600)
+    return [f"{resources.nodes} x {resources.tasks_per_node}", str(gpus or "-"), limit]
+
+
+def _cost(plan: Plan) -> str:
+    """The upper bound of what the time limits allow, in GPU-hours, or CPU-hours without GPUs."""
+    jobs = [stage for stage in plan.stages if stage.action in ("run", "resume")]
+    if not jobs:
+        return "nothing to run"
+    of = "job" if len(jobs) == 1 else "jobs"
+    if plan.gpu_hours:
+        return f"{len(jobs)} {of}, up to {plan.gpu_hours:g} GPU-hours"
+    hours = sum(
+        one.resources.hours * one.resources.world_size * one.resources.cpus_per_task for one in jobs
+    )
+    return f"{len(jobs)} {of}, no GPUs, up to {hours:g} CPU-hours"
+
+
+def _local(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M}"

@@ -1,0 +1,373 @@
+"""The decision table, line by line, and what `status` tells of a run laid out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster import fsio
+from cluster.contract import Phase
+from orchestrator.decision import Facts, Last, Status, blocked_by, decide
+from orchestrator.status import RunStatus, StageStatus, read_status, status_from, to_json
+from orchestrator.store import Store
+from tests.orchestrator.fabricated import (
+    FAILED,
+    PREEMPTED,
+    FabricatedRun,
+    FakeExecutor,
+    failure,
+    handle,
+)
+
+PENDING, RUNNING, GONE = Phase.PENDING, Phase.RUNNING, Phase.GONE
+LASTS: tuple[Last, ...] = ("none", "started", "preempted", "failed")
+PHASES = (PENDING, RUNNING, GONE, None)
+FLAGS = (False, True)
+
+# The design's table, for a stage that was submitted and neither finished, cancelled nor stopped.
+EXPECTED = {
+    "none": ("waiting", "running", "lost", "waiting"),
+    "started": ("requeued", "running", "lost", "running"),
+    "preempted": ("requeued", "running", "lost", "requeued"),
+    "failed": ("requeued", "requeued", "failed", "failed"),
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FabricatedRun:
+    return FabricatedRun(tmp_path / "store")
+
+
+def read(run: FabricatedRun, executor: FakeExecutor | None = None) -> dict[str, StageStatus]:
+    status = read_status(run.run_id, run.store, executor or FakeExecutor())
+    return {stage.name: stage for stage in status.stages}
+
+
+@pytest.mark.parametrize("last", LASTS)
+def test_the_table_of_the_design_holds_line_by_line(last: Last) -> None:
+    found = tuple(str(decide(Facts(submitted=True, last=last, phase=phase))) for phase in PHASES)
+    assert found == EXPECTED[last]
+
+
+@pytest.mark.parametrize("last", LASTS)
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("cancelled", "stopped", "never"), itertools.product(FLAGS, FLAGS, FLAGS))
+def test_a_valid_result_is_success_whatever_else_is_known(
+    last: Last, phase: Phase | None, cancelled: bool, stopped: bool, never: bool
+) -> None:
+    facts = Facts(
+        result=True,
+        submitted=True,
+        cancelled=cancelled,
+        last=last,
+        stopped=stopped,
+        phase=phase,
+        never_starts=never,
+    )
+    assert decide(facts) is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("last", LASTS)
+@pytest.mark.parametrize("phase", (GONE, None))
+def test_a_cancelled_stage_without_a_job_is_cancelled(last: Last, phase: Phase | None) -> None:
+    facts = Facts(submitted=True, cancelled=True, last=last, stopped=True, phase=phase)
+    assert decide(facts) is Status.CANCELLED
+
+
+@pytest.mark.parametrize("last", LASTS)
+@pytest.mark.parametrize("phase", (PENDING, RUNNING))
+def test_a_cancelled_stage_whose_job_still_lives_is_not_cancelled_yet(
+    last: Last, phase: Phase
+) -> None:
+    with_cancel = decide(Facts(submitted=True, cancelled=True, last=last, phase=phase))
+    assert with_cancel is decide(Facts(submitted=True, last=last, phase=phase))
+
+
+@pytest.mark.parametrize("last", ("started", "preempted", "failed"))
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_stage_the_epilogue_stopped_has_failed_whatever_the_scheduler_says(
+    last: Last, phase: Phase | None
+) -> None:
+    assert decide(Facts(submitted=True, last=last, stopped=True, phase=phase)) is Status.FAILED
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_stage_that_was_never_submitted_is_planned(phase: Phase | None) -> None:
+    assert decide(Facts(phase=phase)) is Status.PLANNED
+
+
+def test_a_job_that_started_before_its_submission_was_recorded_is_running() -> None:
+    assert decide(Facts(submitted=False, last="started", phase=None)) is Status.RUNNING
+
+
+@pytest.mark.parametrize("phase", (PENDING, GONE))
+def test_a_job_whose_dependency_cannot_be_met_is_blocked(phase: Phase) -> None:
+    assert decide(Facts(submitted=True, phase=phase, never_starts=True)) is Status.BLOCKED
+
+
+@pytest.mark.parametrize("upstream", list(Status))
+@pytest.mark.parametrize("status", list(Status))
+def test_only_a_stage_that_never_started_is_blocked_by_its_upstream(
+    status: Status, upstream: Status
+) -> None:
+    stops = upstream in {Status.FAILED, Status.CANCELLED, Status.BLOCKED, Status.LOST}
+    may_be = status in {Status.PLANNED, Status.WAITING, Status.BLOCKED, Status.LOST}
+    expected = "pretrain" if stops and may_be else None
+    assert blocked_by(status, "none", {"pretrain": upstream}) == expected
+    assert blocked_by(status, "started", {"pretrain": upstream}) is None
+
+
+def test_a_run_that_nobody_submitted_is_planned_and_asks_no_scheduler(run: FabricatedRun) -> None:
+    executor = FakeExecutor()
+    assert {stage.status for stage in read(run, executor).values()} == {Status.PLANNED}
+    assert executor.queries == []
+
+
+def test_one_query_serves_all_stages(run: FabricatedRun) -> None:
+    jobs = [run.submitted(name) for name in ("pretrain", "probe", "report")]
+    executor = FakeExecutor(phases={jobs[0]: RUNNING, jobs[1]: PENDING, jobs[2]: PENDING})
+    stages = read(run, executor)
+    assert [str(stage.status) for stage in stages.values()] == ["running", "waiting", "waiting"]
+    assert [[one.job_id for one in query] for query in executor.queries] == [sorted(jobs)]
+    assert stages["probe"].after == ("pretrain",)
+
+
+def test_a_finished_stage_is_not_asked_for(run: FabricatedRun) -> None:
+    run.submitted("pretrain")
+    run.succeeded("pretrain")
+    job = run.submitted("probe")
+    executor = FakeExecutor(phases={job: RUNNING})
+    stages = read(run, executor)
+    assert stages["pretrain"].status is Status.SUCCEEDED
+    assert stages["pretrain"].metrics == {"top1": 0.5}
+    assert [[one.job_id for one in query] for query in executor.queries] == [[job]]
+
+
+def test_a_result_under_another_key_is_no_success(run: FabricatedRun) -> None:
+    job = run.submitted("pretrain")
+    fsio.write_json(run.stage("pretrain").result_file, {"key": "0" * 64})
+    assert read(run, FakeExecutor(phases={job: RUNNING}))["pretrain"].status is Status.RUNNING
+
+
+def test_the_rank_that_failed_first_by_itself_is_named_with_its_log(run: FabricatedRun) -> None:
+    job = run.submitted("pretrain")
+    run.started(
+        "pretrain",
+        end=FAILED,
+        failure_rank0=failure(0, "communication", "Connection closed by peer", at=1.0),
+        failure_rank5=failure(5, "out_of_memory", "CUDA out of memory\nmore", at=2.0),
+        exit={"exit_code": 71, "decision": "stop", "reason": ""},
+    )
+    log = run.stage("pretrain").logs / f"{job}_5_log.out"
+    log.write_text("CUDA out of memory\n")
+    told = read(run)["pretrain"].told
+    assert told.reason == "out of memory on n5 rank 5: CUDA out of memory"
+    assert told.evidence == str(log)
+    assert told.next == (
+        "orchestrate submit recipes/demo.yaml seed=1 stages.pretrain.micro_batch=8"
+        f" --store {run.store.root}"
+    )
+
+
+def test_commands_leave_out_a_store_that_is_the_default(
+    run: FabricatedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_STORE", str(run.store.root))
+    run.submitted("pretrain")
+    run.started("pretrain", end=FAILED)
+    told = read(run)["pretrain"].told
+    assert told.next == "orchestrate logs demo-0123abcd:pretrain --rank 0"
+    assert told.reason == "error in the stage's code on n14 rank 0: KeyError: 'label'"
+
+
+@pytest.mark.parametrize(
+    ("cause", "command"),
+    [
+        ("diverged", "stages.pretrain.optimizer.lr=0.005"),
+        ("hang", "resume demo-0123abcd --stage pretrain"),
+        ("communication", "resume demo-0123abcd --stage pretrain"),
+        ("configuration", "logs demo-0123abcd:pretrain --rank 0"),
+    ],
+)
+def test_each_cause_has_its_next_command(run: FabricatedRun, cause: str, command: str) -> None:
+    run.submitted("pretrain")
+    run.started("pretrain", end={**FAILED, "cause": cause})
+    assert command in read(run)["pretrain"].told.next
+
+
+def test_a_hard_kill_that_the_epilogue_gave_up_on_is_told_from_its_record(
+    run: FabricatedRun,
+) -> None:
+    run.submitted("pretrain")
+    reason = "3 attempts ended without progress"
+    run.started("pretrain", exit={"exit_code": 137, "decision": "stop", "reason": reason})
+    stage = read(run)["pretrain"]
+    assert stage.status is Status.FAILED
+    assert stage.told.reason == f"killed by SIGKILL (exit code 137) on n14: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"),
+    [
+        ({"exit_code": 75, "self_ended": True, "reason": "3 attempts in a row"}, "failed"),
+        ({"exit_code": 75, "self_ended": False, "reason": "interrupted"}, "lost"),
+        (
+            {"exit_code": 1, "self_ended": False, "job_exit_code": 0, "reason": "no result"},
+            "failed",
+        ),
+    ],
+)
+def test_only_a_stop_of_its_own_making_is_a_failure(
+    run: FabricatedRun, ended: dict[str, object], status: str
+) -> None:
+    run.submitted("pretrain")
+    run.started("pretrain", end=PREEMPTED, exit={"decision": "stop", **ended})
+    stage = read(run)["pretrain"]
+    assert str(stage.status) == status
+    assert str(ended["reason"]) in stage.told.reason
+
+
+def test_what_stands_behind_a_failed_stage_is_blocked_and_names_it(run: FabricatedRun) -> None:
+    run.submitted("pretrain")
+    run.started("pretrain", end=FAILED)
+    run.submitted("probe")
+    stages = read(run)
+    assert [str(stage.status) for stage in stages.values()] == ["failed", "blocked", "blocked"]
+    assert stages["probe"].told.reason == "pretrain failed"
+    assert stages["report"].told.reason == "pretrain failed"
+    assert stages["report"].told.next == stages["pretrain"].told.next
+
+
+def test_what_stands_behind_a_cancelled_stage_is_blocked(run: FabricatedRun) -> None:
+    run.submitted("pretrain")
+    run.cancelled("pretrain")
+    run.submitted("probe")
+    stages = read(run)
+    assert stages["pretrain"].status is Status.CANCELLED
+    assert stages["pretrain"].told.reason.startswith("by bob on login2 at ")
+    assert stages["probe"].told.reason == "pretrain was cancelled"
+
+
+def test_a_preempted_stage_says_where_it_was_and_what_it_waits_for(run: FabricatedRun) -> None:
+    job = run.submitted("pretrain")
+    run.started("pretrain", end=PREEMPTED, exit={"exit_code": 75, "decision": "requeue"})
+    executor = FakeExecutor(phases={job: PENDING}, reasons={job: "BeginTime"})
+    stage = read(run, executor)["pretrain"]
+    assert stage.status is Status.REQUEUED
+    assert stage.told.reason == "stopped on n14, saved at step 480; scheduler: BeginTime"
+    run.started("pretrain", "s001r001")
+    stage = read(run, FakeExecutor(phases={job: RUNNING}))["pretrain"]
+    assert (stage.status, stage.attempts) == (Status.RUNNING, 2)
+    assert stage.told.reason == "stopped on n14, saved at step 480, then started again"
+
+
+def test_a_job_that_vanished_without_a_record_is_lost_and_resume_is_offered(
+    run: FabricatedRun,
+) -> None:
+    run.submitted("pretrain")
+    run.started("pretrain")
+    stage = read(run)["pretrain"]
+    assert stage.status is Status.LOST
+    assert "killed on n14 without a record" in stage.told.reason
+    assert "resume demo-0123abcd --stage pretrain" in stage.told.next
+
+
+def test_attempts_of_an_older_submission_do_not_count(run: FabricatedRun) -> None:
+    run.submitted("pretrain", n=1)
+    run.started("pretrain", "s001r000", end=FAILED, exit={"exit_code": 70, "decision": "stop"})
+    job = run.submitted("pretrain", n=2)
+    stage = read(run, FakeExecutor(phases={job: PENDING}))["pretrain"]
+    assert (stage.status, stage.job_id, stage.attempts) == (Status.WAITING, job, 1)
+
+
+def test_a_claim_without_a_job_is_planned_and_says_who_holds_it(run: FabricatedRun) -> None:
+    run.claimed("pretrain")
+    stage = read(run)["pretrain"]
+    assert stage.status is Status.PLANNED
+    assert stage.told.reason.startswith("being submitted by ")
+
+
+def test_a_job_whose_submitter_died_before_recording_it_is_found_by_name(
+    run: FabricatedRun,
+) -> None:
+    run.claimed("pretrain")
+    executor = FakeExecutor(phases={"99": RUNNING}, found={"pretrain-s1": handle("99")})
+    assert read(run, executor)["pretrain"].status is Status.RUNNING
+
+
+def test_an_unreachable_scheduler_is_said_and_the_files_still_tell(run: FabricatedRun) -> None:
+    run.submitted("pretrain")
+    run.succeeded("pretrain")
+    run.submitted("probe")
+    run.started("probe", end=PREEMPTED)
+    status = read_status(run.run_id, run.store, FakeExecutor(down=True))
+    assert "Unable to contact slurm controller" in status.scheduler_error
+    assert [str(stage.status) for stage in status.stages] == ["succeeded", "requeued", "planned"]
+    assert read_status(run.run_id, run.store, None).scheduler_error
+
+
+def test_a_reused_stage_names_the_run_that_made_it(run: FabricatedRun, tmp_path: Path) -> None:
+    run.submitted("pretrain")
+    run.succeeded("pretrain")
+    other = FabricatedRun(tmp_path / "store", run_id="other-ffff0000")
+    assert read(other)["pretrain"].told.reason == "reused from run demo-0123abcd"
+
+
+def test_the_states_of_a_waiting_submit_need_no_query(run: FabricatedRun) -> None:
+    job = run.submitted("pretrain")
+    state = FakeExecutor(phases={job: RUNNING}).query([handle(job)])
+    status = status_from(run.run_id, run.store, state)
+    assert status.stages[0].status is Status.RUNNING
+    assert not status.done
+
+
+def status_of(*stages: str) -> RunStatus:
+    made = tuple(
+        StageStatus(name=str(n), kind="probe", status=Status(text), key="0" * 64)
+        for n, text in enumerate(stages)
+    )
+    values = dict.fromkeys(("run_id", "recipe", "executor", "user", "host", "store"), "x")
+    return RunStatus(created_at=0.0, stages=made, **values)
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (("succeeded", "succeeded"), "succeeded"),
+        (("failed", "running"), "running"),
+        (("failed", "requeued"), "running"),
+        (("succeeded", "waiting"), "waiting"),
+        (("failed", "blocked"), "failed"),
+        (("cancelled", "blocked"), "cancelled"),
+        (("lost", "blocked"), "lost"),
+        (("planned", "succeeded"), "planned"),
+    ],
+)
+def test_a_run_is_what_goes_on_or_the_worst_that_came_out(
+    stages: tuple[str, ...], expected: str
+) -> None:
+    assert str(status_of(*stages).status) == expected
+
+
+def test_the_json_object_has_exactly_the_documented_fields(run: FabricatedRun) -> None:
+    job = run.submitted("pretrain")
+    run.started("pretrain")
+    progress = {"phase": "train", "step": 5, "steps": 10, "attempt": "s001r000"}
+    fsio.write_json(run.stage("pretrain").progress_file, progress)
+    executor = FakeExecutor(phases={job: RUNNING})
+    value = json.loads(json.dumps(to_json(read_status(run.run_id, run.store, executor))))
+    assert set(value) == {"schema_version", "run", "stages"}
+    documented = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    for field in [*value["run"], *value["stages"][0]]:
+        assert f"`{field}`" in documented
+    assert value["stages"][0]["progress"] == progress
+    assert value["stages"][0]["status"] == "running"
+    assert value["run"]["id"] == run.run_id
+
+
+def test_an_unknown_run_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_status("nothing", Store(tmp_path), FakeExecutor())
