@@ -274,6 +274,11 @@ class PrivateSlurm:
         lines = self.run("squeue", "-h", "-t", "all", "-O", wanted).stdout.splitlines()
         return [dict(zip(fields, line.split("|"), strict=False)) for line in lines]
 
+    def live(self) -> set[str]:
+        """Ids of the jobs that wait, run or end."""
+        states = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
+        return {job["JobID"] for job in self.squeue() if job["State"] in states}
+
     def job(self, job_id: str) -> dict[str, str]:
         """`scontrol show job` as a mapping; empty where the job is not known."""
         text = self.run("scontrol", "-o", "show", "job", job_id, check=False).stdout

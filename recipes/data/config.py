@@ -1,4 +1,4 @@
-"""What a recipe says of its videos, clips and augmentation; torch-free."""
+"""What a recipe says of its videos; torch-free."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from recipes.config import Strict
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def expand(text: str) -> Path:
@@ -169,104 +167,3 @@ DataConfig = Annotated[
     SyntheticData | FolderData | CsvData | UCF101Data | HMDB51Data | KineticsData,
     Field(discriminator="format"),
 ]
-
-
-class ClipConfig(Strict):
-    """Which frames make a clip and how large they are.
-
-    A clip is `blocks` adjacent blocks of `frames` frames, each `stride` source frames apart; side
-    `size` pixels. `short` says what becomes of a video with no more than `span` frames: frames are
-    repeated cyclically, the last one is repeated, or the video is left out (as DPC's code does).
-    """
-
-    blocks: int = Field(1, ge=1)
-    frames: int = Field(16, ge=1)
-    stride: int = Field(1, ge=1)
-    size: int = Field(112, ge=8)
-    short: Literal["loop", "clamp", "drop"] = "loop"
-
-    @property
-    def num_frames(self) -> int:
-        """Frames a sample has, over all blocks."""
-        return self.blocks * self.frames
-
-    @property
-    def span(self) -> int:
-        """Source frames a sample covers, with the gap behind its last frame (N*S*ds)."""
-        return self.num_frames * self.stride
-
-    @property
-    def min_frames(self) -> int:
-        """Frames a video needs to be used at all; DPC's code drops those of `span` or fewer."""
-        return self.span + 1 if self.short == "drop" else 1
-
-
-class JitterConfig(Strict):
-    """Colour jitter: relative ranges of brightness, contrast, saturation; hue in turns (<= 0.5)."""
-
-    brightness: float = Field(0.0, ge=0.0, le=1.0)
-    contrast: float = Field(0.0, ge=0.0, le=1.0)
-    saturation: float = Field(0.0, ge=0.0, le=1.0)
-    hue: float = Field(0.0, ge=0.0, le=0.5)
-    p: Probability = 1.0
-
-
-class AugmentConfig(Strict):
-    """Random changes of a training clip; the default changes nothing but crops the centre.
-
-    Crop and flip are the same for all frames of a sample. `gray_split` copies one random channel
-    to all three (DPC's "gray"); `gray` is luma. `colour_scope` says whether jitter, gray_split and
-    gray are drawn for each frame or once a clip (one block is part of its sample's clip); blur is
-    always drawn once a clip. A horizontal flip is wrong where left and right are classes.
-    """
-
-    crop_area: tuple[float, float] | None = Field(
-        None, description="share of the area; None: centre"
-    )
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: Probability = 0.0
-    jitter: JitterConfig = JitterConfig(p=0.0)
-    gray_split: Probability = 0.0
-    gray: Probability = 0.0
-    blur: Probability = 0.0
-    colour_scope: Literal["per_frame", "per_clip"] = "per_clip"
-
-    @field_validator("crop_area")
-    @classmethod
-    def _area(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0.0 < value[0] <= value[1] <= 1.0:
-            raise ValueError("expected two shares with 0 < smallest <= largest <= 1")
-        return value
-
-    @field_validator("crop_aspect")
-    @classmethod
-    def _aspect(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0.0 < value[0] <= value[1]:
-            raise ValueError("expected two ratios of width to height, smallest first, above 0")
-        return value
-
-
-NO_AUGMENT = AugmentConfig()
-
-# DPC on Kinetics-400 (TengdaHan/DPC, dpc/main.py); on UCF101 that code crops 224 of 240 to 256 px.
-DPC_AUGMENT = AugmentConfig(
-    crop_area=(0.5, 1.0),
-    flip=0.5,
-    jitter=JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=1.0),
-    gray_split=0.5,
-    colour_scope="per_frame",
-)
-
-# DPC's fine-tuning (TengdaHan/DPC, eval/test.py).
-FINETUNE_AUGMENT = AugmentConfig(
-    crop_area=(0.5, 1.0),
-    flip=0.5,
-    jitter=JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=0.3),
-    colour_scope="per_clip",
-)
-
-AUGMENT_PRESETS: dict[str, AugmentConfig] = {
-    "dpc": DPC_AUGMENT,
-    "finetune": FINETUNE_AUGMENT,
-    "none": NO_AUGMENT,
-}

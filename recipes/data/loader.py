@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from recipes.contract import ConfigurationError, InputError
-from recipes.data.config import AugmentConfig, ClipConfig
+from recipes.data.clip_config import AugmentConfig, ClipConfig
 from recipes.data.crop import centre_box, random_box, read_box
 from recipes.data.samplers import blocks, uniform_windows
 from recipes.data.table import VideoTable

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 
 Indices = NDArray[np.int64]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recipes.contract import StageContext
-from recipes.data.config import AugmentConfig, ClipConfig
+from recipes.data.clip_config import AugmentConfig, ClipConfig
 from recipes.data.loader import TrainBatches
 from recipes.data.table import VideoTable
 from recipes.engine.config import TrainFields

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from recipes.config import StageConfig
 from recipes.contract import InputSlot
-from recipes.data.config import ClipConfig, DataConfig
+from recipes.data.clip_config import ClipConfig
+from recipes.data.config import DataConfig
 from recipes.models.config import BackboneConfig, ContextConfig
 
 Feature = Literal["pooled", "context"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from cluster import fsio
 from recipes.contract import InputError, Preempted, Progress, StageContext
 from recipes.data.augment import normalize
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 from recipes.data.loader import Batch, eval_batches
 from recipes.data.table import VideoTable
 from recipes.engine import distributed

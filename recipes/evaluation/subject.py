@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from recipes.contract import ConfigurationError, InputError, StageContext
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 from recipes.data.loader import eval_batches
 from recipes.data.table import VideoTable, load_table
 from recipes.evaluation.config import EvaluationConfig, FrozenConfig

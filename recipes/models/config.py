@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recipes.config import Strict
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 
 
 class R2D3D18Config(Strict):

@@ -129,6 +129,8 @@ def finished(slurm: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory) -> I
     with server.running(f"sqlite:///{database}", port=server.free_port()) as mlflow:
         run("submit", *RECIPE, f"data.file={clips}", f"tracking.uri={mlflow.url}")
         _await_end(run)
+        # A stage has succeeded before its job has told MLflow so.
+        slurm.wait_for(lambda: not slurm.live(), 120)
         plan = json.loads(next(run.store.glob("runs/*/plan.json")).read_text())
         yield Finished(run=run, uri=mlflow.url, plan=plan)
     slurm.heal()

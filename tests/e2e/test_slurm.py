@@ -59,12 +59,6 @@ def _with_data_of(reference: CommandLine, slurm: PrivateSlurm, name: str) -> Com
     return run
 
 
-def _live(slurm: PrivateSlurm) -> set[str]:
-    """Jobs that wait, run or end; squeue also shows those that are over."""
-    states = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
-    return {job["JobID"] for job in slurm.squeue() if job["State"] in states}
-
-
 def _ended(stages: dict[str, Any]) -> bool:
     return all(stage["status"] in TERMINAL for stage in stages.values())
 
@@ -164,7 +158,7 @@ def test_submit_returns_and_leaves_nothing_alive(slurm: PrivateSlurm) -> None:
     output = run("submit", *PRETRAIN)
     assert "pretrain" in output
     mine = str(run.store).encode()
-    assert len(_live(slurm)) == 2
+    assert len(slurm.live()) == 2
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         line = process.read_bytes()
         assert not (mine in line and b"orchestrator.cli" in line), line
@@ -199,16 +193,16 @@ def test_a_failed_stage_blocks_what_follows_and_nothing_stays_pending(
     assert stages["probe"]["status"] == stages["report"]["status"] == "blocked"
     assert stages["probe_random"]["status"] == "succeeded"
     assert "not finite" in stages["pretrain"]["reason"]
-    slurm.wait_for(lambda: not _live(slurm), 30)
+    slurm.wait_for(lambda: not slurm.live(), 30)
 
 
 def test_four_submits_at_once_make_one_set_of_jobs(slurm: PrivateSlurm) -> None:
     run = _command_line(slurm, "race")
-    before = _live(slurm)
+    before = slurm.live()
     processes = [run.start("submit", *PRETRAIN) for _ in range(4)]
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(outputs)
-    assert len(_live(slurm) - before) == 2
+    assert len(slurm.live() - before) == 2
     assert len(list(run.store.glob("stages/*/submission-*.json"))) == 4  # two claims, two records
     run("cancel", "latest")
     _wait(run, _ended)

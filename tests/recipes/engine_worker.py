@@ -22,7 +22,7 @@ import torch
 
 from recipes.config import StageConfig
 from recipes.contract import Preempted, Progress, StageContext, StageError
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 from recipes.data.loader import Batch
 from recipes.engine.config import TrainFields
 from recipes.methods.dpc.config import DPCConfig

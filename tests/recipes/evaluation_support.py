@@ -17,7 +17,8 @@ import torch
 
 from cluster import fsio
 from recipes.contract import Artifact, Output, Progress, StageContext
-from recipes.data.config import ClipConfig, CsvData, DataConfig, SyntheticData
+from recipes.data.clip_config import ClipConfig
+from recipes.data.config import CsvData, DataConfig, SyntheticData
 from recipes.models.config import ContextConfig, EncoderConfig, R2D3DTinyConfig
 from recipes.models.encoder import random_encoder, save_encoder
 from recipes.stages.index.config import IndexConfig

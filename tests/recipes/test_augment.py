@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recipes.data import augment as module
 from recipes.data.augment import augment, blur_matrix, normalize
-from recipes.data.config import (
+from recipes.data.clip_config import (
     AUGMENT_PRESETS,
     DPC_AUGMENT,
     NO_AUGMENT,

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from recipes.contract import ConfigurationError, InputError
-from recipes.data.config import NO_AUGMENT, AugmentConfig, ClipConfig
+from recipes.data.clip_config import NO_AUGMENT, AugmentConfig, ClipConfig
 from recipes.data.loader import Batch, TrainBatches, epoch_order, eval_batches
 from recipes.data.table import VideoTable
 from tests.recipes.data_files import numbers_of, small_table
@@ -132,7 +132,7 @@ def test_an_exception_in_the_consumer_does_not_leave_the_process_waiting_for_wor
     (tmp_path / "table.pickle").write_bytes(pickle.dumps(table))
     (tmp_path / "consumer.py").write_text(
         "import pickle, sys\n"
-        "from recipes.data.config import NO_AUGMENT, ClipConfig\n"
+        "from recipes.data.clip_config import NO_AUGMENT, ClipConfig\n"
         "from recipes.data.loader import TrainBatches\n"
         "if __name__ == '__main__':\n"
         "    table = pickle.load(open(sys.argv[1], 'rb'))\n"

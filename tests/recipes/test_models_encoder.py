@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from recipes.contract import ConfigurationError, InputError, Preempted
 from recipes.data.augment import normalize
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 from recipes.models.calibrate import calibrate_batchnorm
 from recipes.models.config import (
     ContextConfig,

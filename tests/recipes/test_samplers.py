@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 from recipes.data.samplers import blocks, random_consecutive, strided, uniform_windows
 
 DPC = ClipConfig(blocks=8, frames=5, stride=3, size=128)

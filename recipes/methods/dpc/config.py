@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from recipes.config import Strict
-from recipes.data.config import AUGMENT_PRESETS, AugmentConfig, ClipConfig
+from recipes.data.clip_config import AUGMENT_PRESETS, AugmentConfig, ClipConfig
 
 
 class HorizonConfig(Strict):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recipes.data.augment import augment, normalize
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 from recipes.data.loader import Batch
 from recipes.engine.contract import LossOutput
 from recipes.methods.dpc.config import DPCConfig

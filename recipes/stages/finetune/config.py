@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from recipes.contract import ArtifactKind
-from recipes.data.config import AUGMENT_PRESETS, AugmentConfig
+from recipes.data.clip_config import AUGMENT_PRESETS, AugmentConfig
 from recipes.engine.config import TRAIN_TRANSIENT, OptimizerConfig, TrainFields
 from recipes.evaluation.config import EvaluationConfig
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recipes.data.augment import augment, normalize
-from recipes.data.config import AugmentConfig
+from recipes.data.clip_config import AugmentConfig
 from recipes.data.loader import Batch
 from recipes.engine.contract import LossOutput
 from recipes.models.encoder import VideoEncoder

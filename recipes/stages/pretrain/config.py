@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from recipes.catalog import METHODS, load
 from recipes.config import StageConfig
 from recipes.contract import ArtifactKind, InputSlot
-from recipes.data.config import ClipConfig, DataConfig
+from recipes.data.clip_config import ClipConfig
+from recipes.data.config import DataConfig
 from recipes.engine.config import TRAIN_TRANSIENT, TrainFields
 from recipes.models.config import BackboneConfig
 

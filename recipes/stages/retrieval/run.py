@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.contract import ConfigurationError, Output, StageContext, StageResult
-from recipes.data.config import ClipConfig
+from recipes.data.clip_config import ClipConfig
 from recipes.data.crop import centre_box, read_box
 from recipes.data.table import VideoTable
 from recipes.engine import distributed
