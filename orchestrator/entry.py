@@ -185,6 +185,7 @@ def _context(
         output_dir=stage.outputs,
         checkpoint_dir=stage.checkpoints,
         scratch_dir=stage.scratch,
+        cache_dir=stage.cache,
         rank=attempt.ranks.rank,
         local_rank=attempt.ranks.local_rank,
         world_size=attempt.ranks.world_size,

@@ -67,6 +67,7 @@ class StageDir:
         self.checkpoints = path / "checkpoints"
         self.outputs = path / "outputs"
         self.scratch = path / "scratch"
+        self.cache = path.parent.parent / "cache"
 
     def stage(self) -> dict[str, Any] | None:
         """What to do, or None where nothing was submitted yet."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-ArtifactKind = Literal["dataset", "encoder", "features", "classifier", "report", "result"]
+ArtifactKind = Literal["dataset", "part", "encoder", "features", "classifier", "report", "result"]
 
 
 class InputSlot(NamedTuple):
@@ -64,14 +64,17 @@ class StageContext:
     """All a stage may touch. The rank environment (RANK, MASTER_ADDR, ...) is already set.
 
     `inputs` maps a slot to its verified artifacts, a tuple of one unless the slot takes many.
-    `stop_requested` is this rank's flag; loops agree on it over all ranks before they act.
-    `log_metrics` and `report_progress` do something on rank 0 only and never block on a server.
+    `cache_dir` is shared by all stages of the store: what lies there is found by its content and
+    may vanish at any time. `stop_requested` is this rank's flag; loops agree on it over all ranks
+    before they act. `log_metrics` and `report_progress` do something on rank 0 only and never block
+    on a server.
     """
 
     inputs: Mapping[str, tuple[Artifact, ...]]
     output_dir: Path
     checkpoint_dir: Path
     scratch_dir: Path
+    cache_dir: Path
     rank: int
     local_rank: int
     world_size: int

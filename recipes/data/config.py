@@ -51,10 +51,38 @@ class SyntheticData(_Data):
     seed: int = Field(0, ge=0, description="seed of the drawing")
 
 
+class IndexOptions(Strict):
+    """How closely the files are looked at, and by how many jobs.
+
+    `full` decodes every file; `demux` reads only its packets, which is many times faster and misses
+    damage inside them and wrong random access: such files are then read from their first frame.
+    """
+
+    mode: Literal["full", "demux"] = "full"
+    shards: int = Field(1, ge=1, le=1000, description="jobs of a SLURM array that share the work")
+
+
+class PrepareOptions(Strict):
+    """Re-encoding to small files that decode fast and allow exact random access.
+
+    `needed` re-encodes only what the index could not pass for random access (AVI with B-frames, a
+    codec or rotation the decoder does not know, an edit list); `all` re-encodes every video.
+    """
+
+    files: Literal["needed", "all"] = "needed"
+    short_side: Literal[128, 256] = 256
+    gop: int = Field(12, ge=1, le=250, description="frames between key frames")
+    crf: int = Field(18, ge=0, le=40, description="x264 quality, smaller is better")
+    shards: int = Field(1, ge=1, le=1000, description="jobs of a SLURM array that share the work")
+
+
 class _Files(_Data):
     """Videos of somebody's own; links that lead out of the root are refused unless allowed here."""
 
     follow_links: bool = Field(False, description="allow links to files outside the root")
+    decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
+    index: IndexOptions = IndexOptions()
+    prepare: PrepareOptions | None = None
 
 
 class FolderData(_Files):

@@ -104,6 +104,7 @@ def context(output_dir: Path, **changes: Any) -> StageContext:
         output_dir=output_dir,
         checkpoint_dir=output_dir / "checkpoints",
         scratch_dir=output_dir / "scratch",
+        cache_dir=output_dir / "cache",
         rank=0,
         local_rank=0,
         world_size=1,

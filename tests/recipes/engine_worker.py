@@ -92,6 +92,7 @@ def make_context(folder: Path, **changes: Any) -> StageContext:
         "output_dir": folder / "outputs",
         "checkpoint_dir": folder / "checkpoints",
         "scratch_dir": folder / "scratch",
+        "cache_dir": folder / "cache",
         "rank": 0,
         "local_rank": rank,
         "world_size": 1,

@@ -67,6 +67,7 @@ def context(
         output_dir=folder / "outputs",
         checkpoint_dir=folder / "checkpoints",
         scratch_dir=folder / "scratch",
+        cache_dir=folder / "cache",
         rank=rank,
         local_rank=rank,
         world_size=world_size,

@@ -119,6 +119,7 @@ def _context(tmp_path: Path, results: tuple[Artifact, ...], rank: int = 0) -> St
         output_dir=tmp_path,
         checkpoint_dir=tmp_path,
         scratch_dir=tmp_path,
+        cache_dir=tmp_path,
         rank=rank,
         local_rank=rank,
         world_size=1,
