@@ -15,6 +15,9 @@ class Entry(NamedTuple):
 
 STAGES: dict[str, Entry] = {
     "index": Entry("recipes.stages.index.config:IndexConfig", "recipes.stages.index.run:run"),
+    "index_part": Entry(
+        "recipes.stages.index_part.config:IndexPartConfig", "recipes.stages.index_part.run:run"
+    ),
     "pretrain": Entry(
         "recipes.stages.pretrain.config:PretrainConfig", "recipes.stages.pretrain.run:run"
     ),

@@ -1,0 +1,1 @@
+"""One share of an index: the videos one job of several looks at."""
