@@ -22,6 +22,11 @@ class VideoRow:
 
     `group` names what must not be divided by a split (one source video, one scene). `folds` are the
     official splits 1 to 3 where there are such; `split` then is the first.
+
+    Multi-camera data sets have the rest, for all rows or for none: several cameras film one
+    instance, and frame `start + offset + t` of each file shows its moment t, where `offset` may be
+    negative. `offset_seconds`, given instead of `offset`, is turned into frames with the fps the
+    index finds. `length` counts the frames from `start` on that belong to the instance; None is all.
     """
 
     path: str
@@ -29,6 +34,12 @@ class VideoRow:
     split: str = "train"
     group: str = ""
     folds: tuple[str, str, str] | None = None
+    instance: str | None = None
+    camera: str | None = None
+    start: int | None = None
+    length: int | None = None
+    offset: int | None = None
+    offset_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
