@@ -10,8 +10,8 @@ import resource
 import signal
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
@@ -128,6 +128,73 @@ def _run(
             return [number for number, _ in running if number not in results]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return []
+
+
+def each_expendable(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    seconds: int,
+    crashed: Callable[[Item], Result],
+    on_wait: Callable[[], None] = lambda: None,
+) -> Generator[tuple[int, Result], None, None]:
+    """Apply `function` to each item in other processes and yield results as they come.
+
+    Crashes are dealt with as in `map_expendable`. Close the generator (`contextlib.closing`) to
+    stop early: items in work are then given up at once, however long they would have taken.
+
+    Args:
+        function: importable at module level.
+        items: picklable.
+        workers: processes.
+        seconds: an item that takes longer is killed.
+        crashed: result of an item that killed its process.
+        on_wait: called at least once a second; may raise to stop.
+
+    Yields:
+        The number of an item and its result, in the order in which they finish.
+    """
+    todo = deque(range(len(items)))
+    while todo:
+        suspects = yield from _each(function, items, todo, workers, seconds, on_wait)
+        for number in suspects:
+            alone = deque([number])
+            if (yield from _each(function, items, alone, 1, seconds, on_wait)):
+                yield number, crashed(items[number])
+
+
+def _each(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    todo: deque[int],
+    workers: int,
+    seconds: int,
+    on_wait: Callable[[], None],
+) -> Generator[tuple[int, Result], None, list[int]]:
+    """Work on `todo` until it is empty or a process dies; returns the numbers in work then."""
+    running: dict[Future[Result], int] = {}
+    with ProcessPoolExecutor(workers, _context("recipes.data.probe"), _start_expendable) as pool:
+        try:
+            while todo or running:
+                while todo and len(running) < 2 * workers:
+                    with _stop_signals_held():  # the first call starts the processes
+                        job = pool.submit(_call, function, items[todo[0]], seconds)
+                    running[job] = todo.popleft()
+                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                on_wait()
+                for job in done:
+                    yield running[job], job.result()
+                    del running[job]
+        except BrokenProcessPool:
+            for job in [job for job in running if job.done() and job.exception() is None]:
+                yield running.pop(job), job.result()
+            return sorted(running.values())
+        except BaseException:
+            for process in list(pool._processes.values()):
+                process.kill()
             raise
     return []
 
