@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recipes.config import Strict
+from recipes.data.sampler_config import Blocks, SamplerConfig
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ClipConfig(Strict):
-    """Which frames make a clip and how large they are.
+    """Which frames make a sample and how large they are.
 
-    A clip is `blocks` adjacent blocks of `frames` frames, each `stride` source frames apart; side
-    `size` pixels. `short` says what becomes of a video with no more than `span` frames: frames are
-    repeated cyclically, the last one is repeated, or the video is left out (as DPC's code does).
+    A sample is N = `blocks` clips (blocks, clips of a tuple, or views) of `frames` frames, `stride`
+    source frames apart, all of one video; side `size` pixels. `sampler` says where they lie; by
+    default they are adjacent blocks. `short` says what becomes of a video that is too short for it:
+    frames are repeated cyclically, the last one is repeated, or the video is left out.
     """
 
     blocks: int = Field(1, ge=1)
@@ -24,6 +26,14 @@ class ClipConfig(Strict):
     stride: int = Field(1, ge=1)
     size: int = Field(112, ge=8)
     short: Literal["loop", "clamp", "drop"] = "loop"
+    sampler: SamplerConfig = Blocks()
+
+    @model_validator(mode="after")
+    def _sampler_fits(self) -> ClipConfig:
+        problem = self.sampler.problem(self.blocks, self.frames, self.stride)
+        if problem:
+            raise ValueError(problem)
+        return self
 
     @property
     def num_frames(self) -> int:
@@ -32,13 +42,22 @@ class ClipConfig(Strict):
 
     @property
     def span(self) -> int:
-        """Source frames a sample covers, with the gap behind its last frame (N*S*ds)."""
-        return self.num_frames * self.stride
+        """Source frames in which nothing has to be repeated; N*T*stride for adjacent blocks."""
+        return self.sampler.span(self.blocks, self.frames, self.stride)
 
     @property
     def min_frames(self) -> int:
         """Frames a video needs to be used at all; DPC's code drops those of `span` or fewer."""
-        return self.span + 1 if self.short == "drop" else 1
+        if self.short != "drop":
+            return 1
+        return self.span + 1 if self.sampler.name == "blocks" else self.span
+
+    @property
+    def evaluated(self) -> ClipConfig:
+        """What evaluation windows show: adjacent blocks as they are, else one plain clip."""
+        if self.sampler.name == "blocks":
+            return self
+        return self.model_copy(update={"blocks": 1, "sampler": Blocks()})
 
 
 class JitterConfig(Strict):
