@@ -11,6 +11,10 @@ from recipes.data.sampler_config import Blocks, SamplerConfig
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
+# For whom a random change is drawn anew: once for the whole sample, for each of its N clips (blocks
+# or views), or for each frame. "Per clip" of a method with two views is `per_block` here.
+Scope = Literal["per_clip", "per_block", "per_frame"]
+
 
 class ClipConfig(Strict):
     """Which frames make a sample and how large they are.
@@ -73,28 +77,56 @@ class JitterConfig(Strict):
 class AugmentConfig(Strict):
     """Random changes of a training clip; the default changes nothing but crops the centre.
 
-    Crop and flip are the same for all frames of a sample. `gray_split` copies one random channel
-    to all three (DPC's "gray"); `gray` is luma. `colour_scope` says whether jitter, gray_split and
-    gray are drawn for each frame or once a clip (one block is part of its sample's clip); blur is
-    always drawn once a clip. A horizontal flip is wrong where left and right are classes.
+    At most one of `crop_area` (resized crop), `crop_side` (square) and `crop_window` says what is
+    cut out at random; without any it is the largest square in the middle. `crop_within` first takes
+    a square from the middle. `rotate` turns the crop by up to so many degrees; pixels outside the
+    picture are black. A horizontal flip is wrong where left and right are classes.
+
+    `gray_split` copies one random channel to all three (DPC's "gray"); `gray` is luma.
+    `colour_scope` is that of jitter, gray_split and gray.
     """
 
     crop_area: tuple[float, float] | None = Field(
-        None, description="share of the area; None: centre"
+        None, description="smallest and largest share of the area"
     )
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_aspect: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="for crop_area: smallest and largest width over height"
+    )
+    crop_side: tuple[float, float] | None = Field(
+        None, description="smallest and largest side of a square, as shares of the short side"
+    )
+    crop_window: tuple[float, float] | None = Field(
+        None, description="shares of height and width: resize to H x W, crop h x w is (h/H, w/W)"
+    )
+    crop_within: float = Field(
+        1.0, gt=0.0, le=1.0, description="side of the square in the middle, of the short side"
+    )
+    crop_shift: int = Field(
+        0, ge=0, description="each frame's crop moves by up to so many pixels of the clip"
+    )
+    crop_scope: Scope = "per_clip"
+    rotate: float = Field(0.0, ge=0.0, le=180.0, description="degrees, with the scope of the crop")
+    rotate_p: Probability = 1.0
     flip: Probability = 0.0
+    flip_scope: Scope = "per_clip"
     jitter: JitterConfig = JitterConfig(p=0.0)
     gray_split: Probability = 0.0
     gray: Probability = 0.0
     blur: Probability = 0.0
     colour_scope: Literal["per_frame", "per_clip"] = "per_clip"
 
-    @field_validator("crop_area")
+    @field_validator("crop_area", "crop_side")
     @classmethod
-    def _area(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+    def _range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not 0.0 < value[0] <= value[1] <= 1.0:
             raise ValueError("expected two shares with 0 < smallest <= largest <= 1")
+        return value
+
+    @field_validator("crop_window")
+    @classmethod
+    def _window(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not all(0.0 < share <= 1.0 for share in value):
+            raise ValueError("expected the shares of height and width, above 0 and at most 1")
         return value
 
     @field_validator("crop_aspect")
@@ -103,6 +135,18 @@ class AugmentConfig(Strict):
         if not 0.0 < value[0] <= value[1]:
             raise ValueError("expected two ratios of width to height, smallest first, above 0")
         return value
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> AugmentConfig:
+        kinds = {
+            "crop_area": self.crop_area,
+            "crop_side": self.crop_side,
+            "crop_window": self.crop_window,
+        }
+        given = [name for name, value in kinds.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different kinds of crop: keep one")
+        return self
 
 
 NO_AUGMENT = AugmentConfig()

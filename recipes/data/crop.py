@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
-import numpy as np
-
 from recipes.contract import InputError
+from recipes.data.boxes import Box, centre_box, random_box
 from recipes.data.decode import Frames, read_frames
 from recipes.data.samplers import Indices
 from recipes.data.table import VideoTable
 
-_TRIES = 10  # as torchvision's RandomResizedCrop
+__all__ = ["Box", "centre_box", "random_box", "read_box"]
+
 _CLOCK_SLACK_NS = 2_000_000_000  # file systems keep time stamps with different precision
-
-
-class Box(NamedTuple):
-    """A part of the picture in pixels of the file, not rounded."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-
-def centre_box(height: int, width: int) -> Box:
-    """The largest square in the middle."""
-    side = min(height, width)
-    return Box((height - side) / 2, (width - side) / 2, side, side)
-
-
-def random_box(
-    height: int,
-    width: int,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    rng: np.random.Generator,
-) -> Box:
-    """A random part with a share of the area in `area` and a ratio of width to height in `aspect`.
-
-    Share uniform, ratio log-uniform, ten tries, then the largest allowed part in the middle
-    (Szegedy et al. 2015, as implemented by torchvision's RandomResizedCrop).
-    """
-    for _ in range(_TRIES):
-        pixels = height * width * rng.uniform(*area)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        box_width, box_height = math.sqrt(pixels * ratio), math.sqrt(pixels / ratio)
-        top, left = rng.random(2)
-        if box_width <= width and box_height <= height:
-            return Box(
-                (height - box_height) * top, (width - box_width) * left, box_height, box_width
-            )
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    box_width, box_height = min(width, height * ratio), min(height, width / ratio)
-    return Box((height - box_height) / 2, (width - box_width) / 2, box_height, box_width)
 
 
 def read_box(table: VideoTable, row: int, indices: Indices, box: Box, size: int) -> Frames:
