@@ -1,22 +1,73 @@
-"""Reads chosen frames of one video file with decord, and nothing else."""
+"""Reads chosen frames of one video file: frame i is the i-th one shown, whichever the decoder."""
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recipes.contract import InputError
 
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+Decoder = Literal["decord", "pyav", "torchcodec"]
 Verdict = Literal["random", "sequential"]
 Frames = NDArray[np.uint8]
+Numbers = NDArray[np.int64]
 
-_CONSECUTIVE_GOPS = 8  # measured: below this many strides a GOP, reading all frames is faster
-_LARGEST_GAP = 16
+# What a container may be. FFmpeg also "plays" lists of URLs and scripts.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg"
+
+_READERS = {
+    "decord": "recipes.data.decode_decord",
+    "pyav": "recipes.data.decode_pyav",
+    "torchcodec": "recipes.data.decode_torchcodec",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Pixels wanted of a picture; None keeps the file's, or follows from `short_side`."""
+
+    height: int | None = None
+    width: int | None = None
+    short_side: int | None = None
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for a picture of this height and width."""
+        scale = 1.0 if self.short_side is None else self.short_side / min(height, width)
+        return self.height or round(height * scale), self.width or round(width * scale)
+
+    def turned(self, rotation: int) -> Target:
+        """The same for the picture as stored, which is turned by `rotation` degrees to be seen."""
+        if rotation % 180 == 0:
+            return self
+        return Target(height=self.width, width=self.height, short_side=self.short_side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a reader is asked for.
+
+    Attributes:
+        path: absolute path of an existing file, which no FFmpeg takes for a protocol.
+        numbers: (F,) frame numbers, ascending, each once.
+        target: size of the picture: as stored for decord and PyAV, upright for torchcodec.
+        sequential: never jump: decode from the first frame and count.
+        gop: frames between key frames, 0 if unknown.
+    """
+
+    path: Path
+    numbers: Numbers
+    target: Target
+    sequential: bool
+    gop: int
 
 
 def read_frames(
@@ -28,118 +79,91 @@ def read_frames(
     short_side: int | None = None,
     verdict: str = "random",
     gop: int = 0,
+    decoder: str = "decord",
+    rotation: int = 0,
 ) -> Frames:
-    """Decode frames by index, scaled by the decoder.
+    """Decode frames by index, scaled by the decoder, upright.
 
     A reader is opened, used and dropped: one left open decodes ahead into memory and must never
-    cross a fork. Files whose random access is wrong (AVI with B-frames) have the verdict
-    `sequential` and are read from their first frame.
+    cross a fork. Ask for several clips of a video in one call: it is opened once.
 
     Args:
-        path: a file the index stage has verified.
+        path: a file the index stage has verified for this decoder.
         indices: (F,) frame numbers in any order, repeats allowed.
-        height: pixels of the result; None keeps the file's.
-        width: pixels of the result; None keeps the file's.
+        height: pixels of the upright result; None keeps the file's.
+        width: pixels of the upright result; None keeps the file's.
         short_side: where they are None, scale so that the shorter side has this many pixels.
-        verdict: `random` or `sequential`, from the index.
+        verdict: `random` or `sequential`, from the index. The latter is for files whose random
+            access is wrong (AVI with B-frames): they are read from their first frame.
         gop: frames between key frames, 0 if unknown; only the speed depends on it.
+        decoder: `decord`, `pyav` or `torchcodec`.
+        rotation: degrees clockwise, from the index, by which the stored picture must be turned.
 
     Returns:
         (F, H, W, 3) RGB.
 
     Raises:
         InputError: the file cannot be opened or read, or has no such frame; the message names it.
+        ConfigurationError: the decoder is not installed.
     """
     wanted = np.asarray(indices, dtype=np.int64)
     if wanted.ndim != 1 or wanted.size == 0 or wanted.min() < 0:
         raise ValueError(f"indices must be a non-empty list of frame numbers, not {wanted!r}")
+    if decoder not in _READERS or verdict not in ("random", "sequential") or rotation % 90:
+        raise ValueError(f"cannot read with {decoder!r}, {verdict!r}, rotation {rotation!r}")
     unique, inverse = np.unique(wanted, return_inverse=True)
-    import decord
-
-    try:
-        if height is None or width is None:
-            height, width = _target(path, height, width, short_side)
-        widening = _widening(width)
-        reader = _open(path, height, width * widening)
-        if unique[-1] >= len(reader):
-            raise InputError(f"{path}: has {len(reader)} frames, frame {unique[-1]} was asked for")
-        if verdict == "sequential":
-            frames = _read_in_order(reader, unique)
-        else:
-            frames = _read_at(reader, unique, gop)
-    except (decord.DECORDError, RuntimeError, OSError, StopIteration) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise InputError(f"{path}: cannot be decoded ({reason})") from error
-    if widening > 1:
-        parts = frames.reshape(*frames.shape[:2], width, widening, 3)
-        frames = parts.mean(axis=3).round().astype(np.uint8)
+    upright = Target(height=height, width=width, short_side=short_side)
+    turns_itself = decoder == "torchcodec"
+    request = Request(
+        path=regular_file(path),
+        numbers=unique,
+        target=upright if turns_itself else upright.turned(rotation),
+        sequential=verdict == "sequential",
+        gop=gop,
+    )
+    frames = _reader(decoder)(request)
+    if not turns_itself:
+        frames = np.ascontiguousarray(np.rot90(frames, -rotation // 90, axes=(1, 2)))
     in_order = len(unique) == len(wanted) and np.array_equal(unique, wanted)
-    result: Frames = frames if in_order else frames[inverse]
-    return result
+    return frames if in_order else frames[inverse]
 
 
-def _open(path: Path | str, height: int, width: int) -> Any:
-    import decord
+def _reader(decoder: str) -> Callable[[Request], Frames]:
+    read: Callable[[Request], Frames] = importlib.import_module(_READERS[decoder]).read
+    return read
 
-    return decord.VideoReader(str(path), num_threads=1, height=height, width=width)
 
+def regular_file(path: Path | str) -> Path:
+    """The absolute path of an existing file: FFmpeg finds no protocol in what begins with a slash.
 
-def _widening(width: int) -> int:
-    """Factor by which decord must be asked for more columns, averaged afterwards; nearly always 1.
+    decord cannot be told which protocols to refuse; for it `http:`, `concat:` and the like would
+    otherwise be opened.
 
-    decord takes the bytes of a row, padded to a multiple of 32 pixels, divided by the width for the
-    number of channels where that is an integer, and fails on widths such as 16, 48 and 72.
+    Raises:
+        InputError: there is no such file.
     """
-    factor = 1
-    while True:
-        columns = width * factor
-        row_bytes = 3 * 32 * math.ceil(columns / 32)
-        if row_bytes % columns or row_bytes == 3 * columns:
-            return factor
-        factor *= 2
+    absolute = Path(path).absolute()
+    if not absolute.is_file():
+        raise InputError(f"{path}: is not a file")
+    return absolute
 
 
-def _target(
-    path: Path | str, height: int | None, width: int | None, short_side: int | None
-) -> tuple[int, int]:
+def open_container(path: Path | str, **arguments: Any) -> InputContainer:
+    """Open a file with PyAV: only a local file, only a known video container.
+
+    Raises:
+        InputError: there is no such file.
+        av.FFmpegError: it cannot be opened; `av.ArgumentError` for another kind of container.
+    """
     import av
 
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            scale = 1.0 if short_side is None else short_side / min(stream.height, stream.width)
-            return height or round(stream.height * scale), width or round(stream.width * scale)
-    except (av.FFmpegError, IndexError) as error:
-        raise InputError(f"{path}: cannot be opened ({error})") from error
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    container: InputContainer = av.open(
+        f"file:{regular_file(path)}", options=options, metadata_errors="replace", **arguments
+    )
+    return container
 
 
-def _read_at(reader: Any, unique: NDArray[np.int64], gop: int) -> Frames:
-    request = fill_gaps(unique, gop)
-    frames: Frames = reader.get_batch(request.tolist()).asnumpy()
-    return frames if len(request) == len(unique) else frames[np.isin(request, unique)]
-
-
-def fill_gaps(unique: NDArray[np.int64], gop: int) -> NDArray[np.int64]:
-    """The frames to request for `unique` ones (sorted): decord seeks at every key frame it crosses.
-
-    Where key frames are dense, reading the frames between two wanted ones as well costs less than
-    the seek (9 against 80 ms a clip on intra-coded files).
-    """
-    if gop < 1:
-        return unique
-    request: list[int] = []
-    for first, second in pairwise(unique.tolist()):
-        gap = second - first
-        fill = gap <= _LARGEST_GAP and gop <= gap * _CONSECUTIVE_GOPS
-        request.extend(range(first, second) if fill else [first])
-    return np.asarray([*request, int(unique[-1])], dtype=np.int64)
-
-
-def _read_in_order(reader: Any, unique: NDArray[np.int64]) -> Frames:
-    wanted = set(unique.tolist())
-    kept = []
-    for number in range(int(unique[-1]) + 1):
-        frame = reader.next()
-        if number in wanted:
-            kept.append(frame.asnumpy())
-    return np.stack(kept)
+def last_line(error: BaseException) -> str:
+    """What a decoder says went wrong, without its stack trace."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

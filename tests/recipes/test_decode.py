@@ -9,7 +9,8 @@ import pytest
 
 from recipes.contract import InputError
 from recipes.data.crop import centre_box, random_box
-from recipes.data.decode import fill_gaps, read_frames
+from recipes.data.decode import read_frames
+from recipes.data.decode_decord import fill_gaps
 from recipes.data.probe import probe
 from tests.recipes.data_files import numbered, numbers_of, real_data, write_video
 
