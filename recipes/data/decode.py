@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from recipes.contract import InputError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 Decoder = Literal["decord", "pyav", "torchcodec"]
 Verdict = Literal["random", "sequential"]
@@ -23,6 +26,8 @@ Numbers = NDArray[np.int64]
 
 # What a container may be. FFmpeg also "plays" lists of URLs and scripts.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg"
+
+_ROTATIONS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 90, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 270}
 
 _READERS = {
     "decord": "recipes.data.decode_decord",
@@ -44,8 +49,8 @@ class Target:
         scale = 1.0 if self.short_side is None else self.short_side / min(height, width)
         return self.height or round(height * scale), self.width or round(width * scale)
 
-    def turned(self, rotation: int) -> Target:
-        """The same for the picture as stored, which is turned by `rotation` degrees to be seen."""
+    def stored(self, rotation: int) -> Target:
+        """The same for the picture before it is turned by `rotation` degrees."""
         if rotation % 180 == 0:
             return self
         return Target(height=self.width, width=self.height, short_side=self.short_side)
@@ -58,9 +63,10 @@ class Request:
     Attributes:
         path: absolute path of an existing file, which no FFmpeg takes for a protocol.
         numbers: (F,) frame numbers, ascending, each once.
-        target: size of the picture: as stored for decord and PyAV, upright for torchcodec.
+        target: size of the upright picture.
         sequential: never jump: decode from the first frame and count.
         gop: frames between key frames, 0 if unknown.
+        rotation: 0, 90, 180 or 270: degrees clockwise from the stored to the upright picture.
     """
 
     path: Path
@@ -68,6 +74,7 @@ class Request:
     target: Target
     sequential: bool
     gop: int
+    rotation: int
 
 
 def read_frames(
@@ -109,21 +116,20 @@ def read_frames(
     wanted = np.asarray(indices, dtype=np.int64)
     if wanted.ndim != 1 or wanted.size == 0 or wanted.min() < 0:
         raise ValueError(f"indices must be a non-empty list of frame numbers, not {wanted!r}")
-    if decoder not in _READERS or verdict not in ("random", "sequential") or rotation % 90:
-        raise ValueError(f"cannot read with {decoder!r}, {verdict!r}, rotation {rotation!r}")
+    if decoder not in _READERS or verdict not in ("random", "sequential"):
+        raise ValueError(f"no decoder {decoder!r} or verdict {verdict!r}")
+    if rotation not in (0, 90, 180, 270):
+        raise ValueError(f"a picture cannot be turned by {rotation} degrees")
     unique, inverse = np.unique(wanted, return_inverse=True)
-    upright = Target(height=height, width=width, short_side=short_side)
-    turns_itself = decoder == "torchcodec"
     request = Request(
         path=regular_file(path),
         numbers=unique,
-        target=upright if turns_itself else upright.turned(rotation),
+        target=Target(height=height, width=width, short_side=short_side),
         sequential=verdict == "sequential",
         gop=gop,
+        rotation=rotation,
     )
     frames = _reader(decoder)(request)
-    if not turns_itself:
-        frames = np.ascontiguousarray(np.rot90(frames, -rotation // 90, axes=(1, 2)))
     in_order = len(unique) == len(wanted) and np.array_equal(unique, wanted)
     return frames if in_order else frames[inverse]
 
@@ -131,6 +137,13 @@ def read_frames(
 def _reader(decoder: str) -> Callable[[Request], Frames]:
     read: Callable[[Request], Frames] = importlib.import_module(_READERS[decoder]).read
     return read
+
+
+def turned(frames: Frames, rotation: int) -> Frames:
+    """Frames (F, H, W, 3) turned clockwise by a multiple of 90 degrees."""
+    if rotation == 0:
+        return frames
+    return np.ascontiguousarray(np.rot90(frames, -rotation // 90, axes=(1, 2)))
 
 
 def regular_file(path: Path | str) -> Path:
@@ -162,6 +175,41 @@ def open_container(path: Path | str, **arguments: Any) -> InputContainer:
         f"file:{regular_file(path)}", options=options, metadata_errors="replace", **arguments
     )
     return container
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream FFmpeg takes for the film (cover pictures are video streams as well), one thread.
+
+    Raises:
+        InputError: there is none.
+    """
+    stream: Any = container.streams.best("video")
+    if stream is None:
+        raise InputError(f"{container.name.removeprefix('file:')}: has no video stream")
+    stream.codec_context.thread_count = 1  # each worker has one core
+    video: VideoStream = stream
+    return video
+
+
+def rotation_of(frame: VideoFrame) -> int:
+    """Degrees clockwise by which a player turns a decoded picture: 0, 90, 180 or 270.
+
+    The display matrix maps a point (x, y), y downwards, to (a x + c y, b x + d y); it is stored as
+    a, b, u, c, d, v, ... (libavutil/display.h). PyAV's `frame.rotation` counts counter-clockwise
+    and does not tell a mirrored picture.
+
+    Raises:
+        ValueError: it is mirrored or turned by another angle.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0
+    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32, count=5).tolist()
+    length = math.hypot(a, b) or 1.0
+    quarters = tuple(round(value / length, 2) for value in (a, b, c, d))
+    if quarters not in _ROTATIONS:
+        raise ValueError("its pictures are stored mirrored or turned by an odd angle")
+    return _ROTATIONS[quarters]
 
 
 def last_line(error: BaseException) -> str:

@@ -9,52 +9,68 @@ from typing import Any
 import numpy as np
 
 from recipes.contract import InputError
-from recipes.data.decode import Frames, Numbers, Request, last_line, open_container
+from recipes.data.decode import (
+    Frames,
+    Numbers,
+    Request,
+    last_line,
+    open_container,
+    turned,
+    video_stream,
+)
 
 _CONSECUTIVE_GOPS = 8  # measured: below this many strides a GOP, reading all frames is faster
 _LARGEST_GAP = 16
 
 
 def read(request: Request) -> Frames:
-    """Frames of the stored picture, (F, H, W, 3).
+    """Upright frames, (F, H, W, 3).
 
     Raises:
         InputError: the file cannot be opened or read, or has no such frame.
     """
+    import av
     import decord
 
-    path = request.path
     try:
-        height, width = _size(request)
+        to_turn, height, width = _layout(request)
         widening = _widening(width)
-        # more threads cost 1.05 to 1.27 times the CPU time, and each worker has one core
-        reader = decord.VideoReader(str(path), num_threads=1, height=height, width=width * widening)
-        if request.numbers[-1] >= len(reader):
-            last = request.numbers[-1]
-            raise InputError(f"{path}: has {len(reader)} frames, frame {last} was asked for")
-        frames = (
-            _read_in_order(reader, request) if request.sequential else _read_at(reader, request)
-        )
-    except (decord.DECORDError, RuntimeError, OSError, StopIteration) as error:
-        raise InputError(f"{path}: cannot be decoded by decord ({last_line(error)})") from error
+        frames = _read(request, height, width * widening)
+    except (decord.DECORDError, av.FFmpegError, RuntimeError, OSError, StopIteration) as error:
+        reason = last_line(error)
+        raise InputError(f"{request.path}: cannot be decoded by decord ({reason})") from error
     if widening > 1:
         parts = frames.reshape(*frames.shape[:2], width, widening, 3)
         frames = parts.mean(axis=3).round().astype(np.uint8)
-    return frames
+    return turned(frames, to_turn)
 
 
-def _size(request: Request) -> tuple[int, int]:
+def _layout(request: Request) -> tuple[int, int, int]:
+    """Degrees decord leaves to turn, height and width to ask it for.
+
+    decord turns pictures by itself where its FFmpeg 4.1 finds a display matrix: in MP4 and MOV.
+    """
     target = request.target
-    if target.height is not None and target.width is not None:
-        return target.height, target.width
-    import av
+    if request.rotation == 0 and target.height is not None and target.width is not None:
+        return 0, target.height, target.width
+    with open_container(request.path) as container:
+        stream = video_stream(container)
+        stored = stream.codec_context.height, stream.codec_context.width
+        turns_itself = "mov" in container.format.name.split(",")
+    if not turns_itself:
+        return request.rotation, *target.stored(request.rotation).size(*stored)
+    return 0, *target.size(*(stored if request.rotation % 180 == 0 else stored[::-1]))
 
-    try:
-        with open_container(request.path) as container:
-            stream = container.streams.video[0]
-            return target.size(stream.height, stream.width)
-    except (av.FFmpegError, IndexError) as error:
-        raise InputError(f"{request.path}: cannot be opened ({last_line(error)})") from error
+
+def _read(request: Request, height: int, width: int) -> Frames:
+    import decord
+
+    # more threads cost 1.05 to 1.27 times the CPU time, and each worker has one core
+    reader = decord.VideoReader(str(request.path), num_threads=1, height=height, width=width)
+    count, last = len(reader), int(request.numbers[-1])
+    if last >= count:
+        raise InputError(f"{request.path}: has {count} frames, frame {last} was asked for")
+    return _read_in_order(reader, request) if request.sequential else _read_at(reader, request)
 
 
 def _widening(width: int) -> int:

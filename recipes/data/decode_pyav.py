@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from recipes.contract import InputError
-from recipes.data.decode import Frames, Numbers, Request, Target, last_line, open_container
+from recipes.data.decode import (
+    Frames,
+    Numbers,
+    Request,
+    last_line,
+    open_container,
+    turned,
+    video_stream,
+)
 
 _DEEPEST_REORDERING = 16  # places a frame may move: the picture buffer of H.264 and HEVC
 _HELD_BYTES = 64 << 20  # packets kept between the two looks at a file; a larger one is read twice
@@ -102,7 +110,7 @@ def _hidden(packet: Any) -> bool:
 
 
 def read(request: Request) -> Frames:
-    """Frames of the stored picture, (F, H, W, 3).
+    """Upright frames, (F, H, W, 3).
 
     Raises:
         InputError: the file cannot be opened or read, is damaged, or has no such frame.
@@ -112,21 +120,14 @@ def read(request: Request) -> Frames:
     try:
         if not request.sequential:
             try:
-                return _read_at(request)
+                return turned(_read_at(request), request.rotation)
             except (DoubtError, av.FFmpegError):
                 pass  # as the index did: decode in order, and let that speak of what is wrong
-        return _read_in_order(request)
+        return turned(_read_in_order(request), request.rotation)
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise InputError(
             f"{request.path}: cannot be decoded by PyAV ({last_line(error)})"
         ) from error
-
-
-def _video(container: Any) -> Any:
-    """The first video stream, decoded by one thread: each worker has one core."""
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1
-    return stream
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -136,13 +137,13 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 def _read_at(request: Request) -> Frames:
     """Look at all packets, then decode from the key frame before each clip."""
     with open_container(request.path) as container:
-        stream = _video(container)
+        stream = video_stream(container)
         timeline, held = _look(container, stream)
         _check_count(request, len(timeline.times))
         if held:
             return _decode_spans(stream, held, timeline, request)
     with open_container(request.path) as container:
-        stream = _video(container)
+        stream = video_stream(container)
         return _decode_spans(stream, _packets(container, stream), timeline, request)
 
 
@@ -197,7 +198,7 @@ def _decode_spans(
     Raises:
         DoubtError: frames did not come out as the packets announced.
     """
-    numbered, kept = enumerate(packets), _Kept(request.numbers, request.target)
+    numbered, kept = enumerate(packets), _Kept(request)
     for span in _spans(timeline, request.numbers):
         expected = span.start
         for frame in _decode_span(stream.codec_context, numbered, span):
@@ -236,11 +237,11 @@ def _is_key(frame: Any) -> bool:
 class _Kept:
     """Takes the wanted frames while they pass, scaled."""
 
-    def __init__(self, numbers: Numbers, target: Target) -> None:
+    def __init__(self, request: Request) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self._places = {number: place for place, number in enumerate(numbers.tolist())}
-        self._target = target
+        self._places = {number: place for place, number in enumerate(request.numbers.tolist())}
+        self._target = request.target.stored(request.rotation)
         self._scaler = VideoReformatter()
         self.frames: Frames = np.empty((0, 0, 0, 3), np.uint8)
 
@@ -258,10 +259,10 @@ class _Kept:
 
 
 def _read_in_order(request: Request) -> Frames:
-    kept, last = _Kept(request.numbers, request.target), int(request.numbers[-1])
+    kept, last = _Kept(request), int(request.numbers[-1])
     number = -1
     with open_container(request.path) as container:
-        for number, frame in enumerate(container.decode(_video(container))):
+        for number, frame in enumerate(container.decode(video_stream(container))):
             if frame.is_corrupt:
                 raise InputError(f"{request.path}: frame {number} is damaged")
             kept.offer(number, frame)
