@@ -73,9 +73,24 @@ def _joined(name: str, **settings: Any) -> Case:
     return Case(name=name, make=make, shown=tuple(range(COUNT)), usable=NONE)
 
 
+def _copied(name: str, codec: str = "libx264", **settings: Any) -> Case:
+    """Packets of an AVI in a container that has times of presentation, which an AVI has not."""
+
+    def make(path: Path) -> None:
+        source = path.with_suffix(".source.avi")
+        write(source, draw(COUNT), codec, **settings)
+        edits.copy_streams(source, path)
+        source.unlink()
+
+    return Case(name=name, make=make, shown=None, usable=NONE)
+
+
 _FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
 _X264_PYRAMID = {"b-pyramid": "normal", "refs": "4"}
 _FULL = "yuvj420p"
+_OPEN = {"x264-params": "open-gop=1"}
+_X265_CLOSED = {"x265-params": "log-level=0:open-gop=0"}
+_X265_OPEN = {"x265-params": "log-level=0:open-gop=1"}
 
 
 def _irregular(count: int, step: int = 40) -> list[int]:
@@ -89,18 +104,18 @@ MP4 = [
     _file("plain.mp4"),
     _file("b_frames.mp4", b_frames=3),
     _file("b_pyramid.mp4", b_frames=5, gop=60, options=_X264_PYRAMID),
-    _file("open_gop.mp4", b_frames=3, gop=15, options={"x264-params": "open-gop=1"}),
+    _file("open_gop.mp4", b_frames=3, gop=15, options=_OPEN),
     _file("one_gop.mp4", count=120, gop=250),
     _file("one_gop_b.mp4", count=120, gop=250, b_frames=3),
     _file("all_intra.mp4", gop=1),
     _file("ends_in_b.mp4", count=59, b_frames=2, gop=30, options={"b_strategy": "0"}),
-    _file("hevc.mp4", codec="libx265", b_frames=3, gop=20, options={"x265-params": "log-level=0"}),
+    _file("hevc.mp4", codec="libx265", b_frames=3, gop=20, options=_X265_CLOSED),
     _file(
         "hevc_open_gop.mp4",
         codec="libx265",
         b_frames=4,
         gop=15,
-        options={"x265-params": "log-level=0:open-gop=1"},
+        options=_X265_OPEN,
     ),
     _file("mpeg4.mp4", codec="mpeg4"),
     _file("mpeg4_b.mp4", codec="mpeg4", b_frames=2),
@@ -164,6 +179,52 @@ MP4 = [
     _file("one_known_key.mp4", edit=edits.flag_first_as_key),
     _file("intra_refresh.mp4", gop=12, count=120, options={"intra-refresh": "1"}),
     _file("no_first_key.mp4", edit=edits.drop(5), b_frames=2, shown=range(12, COUNT), usable=NONE),
+    _file("no_known_key.mp4", edit=edits.flag_none_as_key, usable=NONE),
+    _file(
+        "cut_open_gop.mp4",
+        b_frames=3,
+        gop=15,
+        options=_OPEN,
+        edit=edits.drop_first_group,
+        shown=None,
+        usable=NONE,
+    ),
+    _file(
+        "cut_open_gop_hevc.mp4",
+        codec="libx265",
+        b_frames=4,
+        gop=15,
+        options=_X265_OPEN,
+        edit=edits.drop_first_group,
+        shown=None,
+        usable=NONE,
+    ),
+    _file("negative_offsets.mp4", b_frames=2, container={"movflags": "negative_cts_offsets"}),
+    _file(
+        "fragments_late.mp4",
+        b_frames=2,
+        container={"movflags": "frag_keyframe+delay_moov"},
+        edit=edits.shift(-17),
+        shown=None,
+        usable=NONE,
+    ),
+    _file("cmaf.mp4", b_frames=2, container={"movflags": "cmaf+frag_keyframe"}),
+    _file("shown_as_stored.mp4", b_frames=2, edit=edits.shown_as_stored, shown=None, usable=NONE),
+    _file(
+        "shown_as_stored_mpeg4.mp4",
+        codec="mpeg4",
+        b_frames=2,
+        edit=edits.shown_as_stored,
+        shown=None,
+        usable=NONE,
+    ),
+    _copied("packed.mp4", codec="mpeg4", b_frames=1, edit=edits.pack_b_frames),
+    _copied("copied_b.mp4", codec="mpeg4", b_frames=2),
+    _copied("copied_h264_b.mp4", b_frames=2),
+    _file("not_coded.mp4", codec="mpeg4", edit=edits.repeat_by_nothing, shown=None, usable=NONE),
+    _file("small.mp4", size=(16, 32), b_frames=2),
+    _file("-per%03d cent #1.mp4", b_frames=2),
+    _file("colon: comma, été 漢字.mp4", b_frames=2),
     _file("10_bit.mp4", pix_fmt="yuv420p10le", b_frames=2),
     _file("422.mp4", pix_fmt="yuv422p"),
     _file("444.mp4", pix_fmt="yuv444p", b_frames=2),
@@ -195,8 +256,8 @@ MOV = [
 MATROSKA = [
     _file("plain.mkv"),
     _file("b_frames.mkv", b_frames=3, options={"b_strategy": "0"}),
-    _file("open_gop.mkv", b_frames=3, gop=15, options={"x264-params": "open-gop=1"}),
-    _file("hevc.mkv", codec="libx265", b_frames=3, gop=20, options={"x265-params": "log-level=0"}),
+    _file("open_gop.mkv", b_frames=3, gop=15, options=_OPEN),
+    _file("hevc.mkv", codec="libx265", b_frames=3, gop=20, options=_X265_CLOSED),
     _file("mpeg4_b.mkv", codec="mpeg4", b_frames=2),
     _file("msmpeg4.mkv", codec="msmpeg4", setup=edits.coarse),
     _file("mjpeg.mkv", codec="mjpeg", pix_fmt=_FULL),
@@ -213,6 +274,20 @@ MATROSKA = [
     _file("no_first_key.mkv", edit=edits.drop(5), b_frames=2, shown=range(12, COUNT), usable=NONE),
     _file("rotated_90.mkv", turned=1, rotation=90),
     _file("sound_longer.mkv", sound=6.0, b_frames=2),
+    _file("no_known_key.mkv", edit=edits.flag_none_as_key, usable=NONE),
+    _file(
+        "cut_open_gop.mkv",
+        b_frames=3,
+        gop=15,
+        options=_OPEN,
+        edit=edits.drop_first_group,
+        shown=None,
+        usable=NONE,
+    ),
+    _file("shown_as_stored.mkv", b_frames=2, edit=edits.shown_as_stored, shown=None, usable=NONE),
+    _copied("packed.mkv", codec="mpeg4", b_frames=1, edit=edits.pack_b_frames),
+    _copied("copied_b.mkv", codec="mpeg4", b_frames=2),
+    _file("not_coded.mkv", codec="mpeg4", edit=edits.repeat_by_nothing, shown=None, usable=NONE),
     _file(
         "larger.mkv", count=30, edit=edits.append("libx264", 96, 128), shown=range(60), usable=NONE
     ),
@@ -258,8 +333,17 @@ WEBM = [
 MPEG = [
     _file("h264_b.ts", b_frames=2),
     _file("h264.ts"),
-    _file("h264_open_gop.ts", b_frames=3, gop=15, options={"x264-params": "open-gop=1"}),
-    _file("hevc.ts", codec="libx265", b_frames=3, gop=20, options={"x265-params": "log-level=0"}),
+    _file("h264_open_gop.ts", b_frames=3, gop=15, options=_OPEN),
+    _file(
+        "cut_open_gop.ts",
+        b_frames=3,
+        gop=15,
+        options=_OPEN,
+        edit=edits.drop_first_group,
+        shown=None,
+        usable=NONE,
+    ),
+    _file("hevc.ts", codec="libx265", b_frames=3, gop=20, options=_X265_CLOSED),
     _file("mpeg2_b.ts", codec="mpeg2video", b_frames=2),
     _file("late.ts", edit=edits.shift(25 * 3600), b_frames=2, container={"mpegts_copyts": "1"}),
     _file(
@@ -311,6 +395,7 @@ AVI = [
         count=120,
         edit=edits.pack_b_frames,
     ),
+    _file("not_coded.avi", codec="mpeg4", edit=edits.repeat_by_nothing, shown=None, usable=NONE),
     _file("h264.avi"),
     _file("h264_b.avi", b_frames=2),
     _file("h264_pyramid.avi", b_frames=5, gop=60, options=_X264_PYRAMID),
@@ -366,11 +451,13 @@ def _streams(name: str, make: Callable[..., object], shown: range | None, **sett
     )
 
 
-STREAMS = [
+STREAMS = [_streams("chapters.mov", edits.with_chapters, range(COUNT))]
+STREAMS += [
     _streams(f"two_{order}.{ending}", edits.two_videos, None, large_second=order == "rising")
     for ending in ("mp4", "mkv")
     for order in ("rising", "falling")
-] + [
+]
+STREAMS += [
     _streams(
         f"cover_{place}.{ending}", edits.with_cover, range(COUNT), cover_first=place == "first"
     )

@@ -94,6 +94,38 @@ def flag_first_as_key(packets: Packets) -> Packets:
     return packets
 
 
+def flag_none_as_key(packets: Packets) -> Packets:
+    """A container that knows of no key frame at all."""
+    for packet in packets:
+        packet.is_keyframe = False
+    return packets
+
+
+def drop_first_group(packets: Packets) -> Packets:
+    """Cut at the second key frame; in an open group its leading frames miss their reference."""
+    second = [place for place, packet in enumerate(packets) if packet.is_keyframe][1]
+    return packets[second:]
+
+
+def shown_as_stored(packets: Packets) -> Packets:
+    """Presentation times that are the decoding times, as after a careless copy out of an AVI."""
+    for packet in packets:
+        packet.pts = packet.dts
+    return packets
+
+
+def repeat_by_nothing(packets: Packets) -> Packets:
+    """MPEG-4 pictures that say "not coded" stand for a repeated frame; decoders give none."""
+    chunks, keys = [], []
+    for place, packet in enumerate(packets):
+        chunks.append(bytes(packet))
+        keys.append(packet.is_keyframe)
+        if place % 7 == 3:
+            chunks.append(_NOT_CODED)
+            keys.append(False)
+    return _packets(chunks, keys)
+
+
 def drop(first: int) -> Edit:
     """A recording that starts in the middle: the first packets are missing."""
     return lambda packets: packets[first:]
@@ -125,13 +157,17 @@ def append(codec: str, height: int, width: int, **options: Any) -> Edit:
     return edit
 
 
+# A P VOP without content, ISO/IEC 14496-2: type 01, no second passed, marker, 5 bits of time 0 (a
+# clock of 25), marker, "not coded", stuffing.
+_NOT_CODED = b"\x00\x00\x01\xb6" + bytes([0b01010000, 0b01001111])
+
+
 def pack_b_frames(packets: Packets) -> Packets:
     """DivX's packed bit stream: a P and the B behind it in one chunk, then a chunk of nothing.
 
     The decoder knows it by the `p` of the encoder's name in the user data.
     """
     mark = b"\x00\x00\x01\xb2DivX503b1393p\x00"
-    empty = b"\x00\x00\x01\xb6\x57\x7f"  # a P VOP that is not coded
     first = bytes(packets[0])
     start = first.index(b"\x00\x00\x01\xb2")
     end = first.index(b"\x00\x00\x01", start + 4)
@@ -142,7 +178,7 @@ def pack_b_frames(packets: Packets) -> Packets:
         is_b = data[data.index(b"\x00\x00\x01\xb6") + 4] >> 6 == 2
         if is_b:
             chunks[-1] += data
-            chunks.append(empty)
+            chunks.append(_NOT_CODED)
             keys.append(False)
         else:
             chunks.append(data)
@@ -214,6 +250,17 @@ def index_says_key(path: Path) -> None:
     path.write_bytes(data)
 
 
+def copy_streams(source: Path, target: Path) -> None:
+    """Into another container without coding anew; unknown times become those of decoding."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.pts = packet.dts if packet.pts is None else packet.pts
+                packet.stream = stream
+                output.mux_one(packet)
+
+
 # Several streams.
 
 
@@ -243,6 +290,31 @@ def two_videos(
                 output.mux(stream.encode(frame))
         for stream in streams:
             output.mux(stream.encode())
+
+
+def with_chapters(path: Path) -> None:
+    """Chapters and a time code, which MOV stores as tracks of their own."""
+    with av.open(str(path), "w") as output:
+        output.metadata["timecode"] = "01:00:00:00"
+        chapters = [
+            {
+                "id": n,
+                "start": n,
+                "end": n + 1,
+                "time_base": Fraction(1),
+                "metadata": {"title": f"{n}"},
+            }
+            for n in range(2)
+        ]
+        output.set_chapters(chapters)
+        stream: Any = output.add_stream("libx264", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.codec_context.max_b_frames = 2
+        for number, drawn in enumerate(draw(COUNT)):
+            frame = av.VideoFrame.from_ndarray(drawn, format="rgb24").reformat(format="yuv420p")
+            frame.pts = number
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
 
 
 def with_cover(path: Path, *, cover_first: bool) -> None:
