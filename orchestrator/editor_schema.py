@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.schema import NAME, RecipeHeader, stage_class
-from recipes.catalog import STAGES
+from orchestrator.shards import RECIPE_KINDS
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 _KEPT = frozenset({"kind"})
@@ -59,7 +59,7 @@ def json_schema() -> dict[str, Any]:
     header = RecipeHeader.model_json_schema()
     definitions: dict[str, Any] = header.pop("$defs", {})
     branches = []
-    for kind in STAGES:
+    for kind in RECIPE_KINDS:
         model = stage_class(kind)
         stage = model.model_json_schema()
         definitions |= stage.pop("$defs", {})
@@ -72,11 +72,11 @@ def json_schema() -> dict[str, Any]:
             }
         )
     written = {name: _as_written(schema) for name, schema in definitions.items()}
-    for kind in STAGES:
+    for kind in RECIPE_KINDS:
         written[stage_class(kind).__name__]["properties"]["matrix"] = _MATRIX
     written["Stage"] = {
         "type": "object",
-        "properties": {"kind": {"enum": list(STAGES), "description": "kind of stage"}},
+        "properties": {"kind": {"enum": list(RECIPE_KINDS), "description": "kind of stage"}},
         "allOf": branches,
     }
     root = _as_written(header)

@@ -40,7 +40,7 @@ def stage_key(
     version: int,
     code: str,
     config: Mapping[str, Any],
-    transient: Iterable[str] = (),
+    outside: Iterable[str] = (),
     inputs: Mapping[str, Sequence[tuple[str, str]]],
     files: Mapping[str, str | None] | None = None,
 ) -> str:
@@ -51,7 +51,7 @@ def stage_key(
         version: version its configuration class declares.
         code: digest of the code it runs.
         config: its fields with all defaults.
-        transient: dotted paths of fields that do not change the result.
+        outside: dotted paths of fields that do not belong to the identity.
         inputs: for each slot the artifact names and the keys (or file digests) of the upstreams;
             their order does not count.
         files: digests of files whose content belongs to the identity, None for absent ones.
@@ -60,7 +60,7 @@ def stage_key(
         "kind": kind,
         "version": version,
         "code": code,
-        "config": without(config, transient),
+        "config": without(config, outside),
         "inputs": {slot: sorted(map(list, refs)) for slot, refs in inputs.items()},
         "files": dict(files or {}),
     }
@@ -89,9 +89,10 @@ def without(config: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
 def code_modules(kind: str, config: Mapping[str, Any], *, reads_data: bool) -> tuple[str, ...]:
     """Modules a stage runs: that of its kind, and of the method, backbone and data set it names.
 
-    `reads_data` is for a kind that looks at the data set itself and not at its index.
+    Its work may have been done in shares, so the module of those counts as well. `reads_data` is
+    for a kind that looks at the data set itself and not at its index.
     """
-    targets = [STAGES[kind].target]
+    targets = [STAGES[name].target for name in (kind, f"{kind}_part") if name in STAGES]
     for field, table, tag in (("method", METHODS, "name"), ("backbone", BACKBONES, "name")):
         named = config.get(field)
         if isinstance(named, Mapping) and named.get(tag) in table:

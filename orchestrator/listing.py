@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from cluster.contract import SchedulerError
 from orchestrator.naming import shipped_recipes
+from orchestrator.shards import RECIPE_KINDS
 from orchestrator.status import RunStatus, read_statuses
 from orchestrator.store import Store
 
@@ -42,7 +43,7 @@ def named(what: str) -> list[tuple[str, str]]:
     if what == "recipes":
         return shipped_recipes()
     tables: Mapping[str, Mapping[str, catalog.Entry]] = {
-        "stages": catalog.STAGES,
+        "stages": {kind: catalog.STAGES[kind] for kind in RECIPE_KINDS},
         "methods": catalog.METHODS,
         "backbones": catalog.BACKBONES,
         "datasets": catalog.DATASETS,

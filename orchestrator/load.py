@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from orchestrator.compose import compose_recipe
 from orchestrator.errors import RecipeError, RecipeErrors, nearest
 from orchestrator.graph import Graph, Node, connect
-from orchestrator.index_stages import with_index_stages
+from orchestrator.index_stages import with_data_stages
 from orchestrator.interpolate import MISSING, TOO_MANY, Unresolved, expansion, resolve
 from orchestrator.references import MAX_CELLS, NAME, NAME_IN_WORDS, GraphFault, cells
+from orchestrator.shards import RECIPE_KINDS, with_parts
 from orchestrator.source import MAX_NODES
 from orchestrator.source_map import Cell, SourceMap, shown
 
@@ -64,7 +65,8 @@ def build_recipe(composed: SourceMap) -> Recipe:
     )
     header = _header(build)
     _expand(build)
-    specs = with_index_stages(_validate_stages(build, header.seed if header else 0))
+    written = _validate_stages(build, header.seed if header else 0)
+    specs = with_parts(with_data_stages(written))
     _check_inputs(build, specs)
     if build.faults or header is None:
         raise RecipeErrors(sorted(build.faults, key=lambda each: (each.file, each.line or 0)))
@@ -200,16 +202,15 @@ def _is_matrix(value: Any) -> bool:
 
 def _validate_stages(build: _Build, seed: int) -> dict[str, StageSpec]:
     from orchestrator.schema import stage_class
-    from recipes.catalog import STAGES
 
     specs: dict[str, StageSpec] = {}
     for name, raw in build.stages.items():
         at = ("stages", name)
         kind = raw.get("kind")
-        if kind not in STAGES:
-            expected = f"one of the stage kinds: {', '.join(STAGES)}"
+        if kind not in RECIPE_KINDS:
+            expected = f"one of the stage kinds: {', '.join(RECIPE_KINDS)}"
             value = None if kind is None else shown(kind)
-            hint = nearest(str(kind), list(STAGES)) if kind is not None else ""
+            hint = nearest(str(kind), list(RECIPE_KINDS)) if kind is not None else ""
             build.fault((*at, "kind"), expected, value, hint if hint.startswith("did") else "")
             continue
         model = stage_class(kind)
@@ -254,12 +255,11 @@ def _node(name: str, spec: StageSpec) -> Node:
 def _nodes(build: _Build, specs: Mapping[str, StageSpec]) -> list[Node]:
     """Nodes of all stages; one that is not valid still has its name and outputs."""
     from orchestrator.schema import config_class
-    from recipes.catalog import STAGES
 
     nodes = [_node(name, spec) for name, spec in specs.items()]
     for name, raw in build.stages.items():
         if name not in specs:
             kind = raw.get("kind")
-            outputs = config_class(kind).OUTPUTS if kind in STAGES else {}
+            outputs = config_class(kind).OUTPUTS if kind in RECIPE_KINDS else {}
             nodes.append(Node(name=name, inputs={}, slots={}, outputs=outputs))
     return nodes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from orchestrator.errors import RecipeError, RecipeErrors
 from orchestrator.identity import canonical_json, code_digest, code_modules, stage_key
 from orchestrator.load import graph_of, load_recipe
 from orchestrator.planned import Action, ExternalStage, InputRef, Plan, PlannedStage, StageFacts
+from recipes.config import PARTS
 
 if TYPE_CHECKING:
     from orchestrator.graph import Edge, Graph
@@ -58,7 +59,7 @@ def make_plan(
         build.add(name)
     if build.faults:
         raise RecipeErrors(build.faults)
-    keys = {stage.name: stage.key for stage in build.stages.values()}
+    keys = {stage.name: stage.key for stage in build.stages.values() if stage.part_of is None}
     digest = fsio.sha256_text(canonical_json(keys))
     plan = Plan(
         run_id=f"{recipe.name}-{digest[:8]}", recipe=recipe, stages=tuple(build.stages.values())
@@ -67,13 +68,34 @@ def make_plan(
 
 
 def decide(plan: Plan, facts: Facts) -> Plan:
-    """The same plan with actions and reasons for what exists now."""
+    """The same plan with actions and reasons for what exists now, without parts nobody needs."""
     decided: dict[str, PlannedStage] = {}
-    for stage in plan.stages:
+    for stage in _needed(plan, facts):
         blocked = [name for name in stage.upstream if decided[name].action == "blocked"]
         action, reason = _action(facts(stage.kind, stage.key), blocked)
         decided[stage.name] = replace(stage, action=action, reason=reason)
     return replace(plan, stages=tuple(decided.values()))
+
+
+def _needed(plan: Plan, facts: Facts) -> list[PlannedStage]:
+    """The stages without the parts of a whole that is done, or at work without them.
+
+    How many parts a whole has is not in its key: it may come from a run with another number. Parts
+    that have a result or a job stay in the plan, so that a person finds them there.
+    """
+    unneeded: set[str] = set()
+    for whole, parts in plan.divided():
+        fact = facts(whole.kind, whole.key)
+        idle = {p.name for p in parts if not _has_trace(facts(p.kind, p.key))}
+        if fact.result or (fact.running and len(idle) == len(parts)):
+            unneeded |= idle
+    if not unneeded:
+        return list(plan.stages)
+    return [stage.without_parts(unneeded) for stage in plan.stages if stage.name not in unneeded]
+
+
+def _has_trace(fact: StageFacts) -> bool:
+    return fact.result or fact.running
 
 
 def _action(fact: StageFacts, blocked: list[str]) -> tuple[Action, str]:
@@ -92,6 +114,17 @@ def _action(fact: StageFacts, blocked: list[str]) -> tuple[Action, str]:
     return "run", "has not run yet"
 
 
+def _wholes(graph: Graph) -> dict[str, str]:
+    """Of each part the stage it is a part of: the only one that takes something of it."""
+    consumers: dict[str, set[tuple[str, str]]] = {}
+    for name, slots in graph.edges.items():
+        for slot, edges in slots.items():
+            for edge in edges:
+                consumers.setdefault(edge.upstream or "", set()).add((name, slot))
+    found = {part: next(iter(who)) for part, who in consumers.items() if len(who) == 1}
+    return {part: name for part, (name, slot) in found.items() if part and slot == PARTS}
+
+
 @dataclass(kw_only=True)
 class _Planning:
     """A plan on its way: stages in order, faults so far, digests of files read once."""
@@ -103,34 +136,37 @@ class _Planning:
     stages: dict[str, PlannedStage] = field(default_factory=dict)
     faults: list[RecipeError] = field(default_factory=list)
     digests: dict[Path, str | None] = field(default_factory=dict)
+    codes: dict[tuple[str, ...], str] = field(default_factory=dict)
+    resources: dict[tuple[int, bool], Resources] = field(default_factory=dict)
+    wholes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.wholes = _wholes(self.graph)
 
     def add(self, name: str) -> None:
         """Plan one stage whose upstream is planned."""
-        from orchestrator.schema import config_class, job_resources
+        from orchestrator.schema import config_class
 
         spec = self.recipe.stages[name]
         declared = config_class(spec.kind)
         config = spec.config()
-        resources = job_resources(
-            spec.resources,
-            self.recipe.cluster,
-            has_gpus=self.has_gpus,
-            cpu_only=declared.DEVICE == "cpu",
-        )
+        resources = self._resources(spec, cpu_only=declared.DEVICE == "cpu")
         self._check_batch(name, spec, resources)
         inputs = {
             slot: tuple(filter(None, (self._input(name, slot, edge) for edge in edges)))
             for slot, edges in self.graph.edges[name].items()
         }
-        reads_data = "data" not in declared.INPUTS
+        reads_data = not any("dataset" in slot.kinds for slot in declared.INPUTS.values())
         key = stage_key(
             kind=spec.kind,
             version=declared.VERSION,
-            code=code_digest(code_modules(spec.kind, config, reads_data=reads_data)),
+            code=self._code(code_modules(spec.kind, config, reads_data=reads_data)),
             config=config,
-            transient=declared.TRANSIENT,
+            outside=declared.outside_key(),
             inputs={
-                s: [(r.artifact, r.key or r.sha256 or "") for r in i] for s, i in inputs.items()
+                slot: [(ref.artifact, ref.key or ref.sha256 or "") for ref in refs]
+                for slot, refs in inputs.items()
+                if slot != PARTS
             },
             files=self._identity_files(spec) if reads_data else None,
         )
@@ -143,6 +179,7 @@ class _Planning:
             upstream=self.graph.upstream(name),
             resources=resources,
             policy=spec.policy.model_dump(mode="json"),
+            part_of=self.wholes.get(name),
             action="run",
             reason="",
         )
@@ -212,6 +249,22 @@ class _Planning:
         data = getattr(spec, "data", None)
         files = data.identity_files() if data is not None else []
         return {str(file): self._digest(file) for file in files}
+
+    def _resources(self, spec: StageSpec, *, cpu_only: bool) -> Resources:
+        """What its job asks for; the parts of one stage share the object they ask with."""
+        from orchestrator.schema import job_resources
+
+        known = id(spec.resources), cpu_only
+        if known not in self.resources:
+            self.resources[known] = job_resources(
+                spec.resources, self.recipe.cluster, has_gpus=self.has_gpus, cpu_only=cpu_only
+            )
+        return self.resources[known]
+
+    def _code(self, modules: tuple[str, ...]) -> str:
+        if modules not in self.codes:
+            self.codes[modules] = code_digest(modules)
+        return self.codes[modules]
 
     def _digest(self, file: Path) -> str | None:
         if file not in self.digests:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,7 +70,10 @@ class InputRef:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """One stage, ready to be submitted: what it is, what it needs and what will be done."""
+    """One stage, ready to be submitted: what it is, what it needs and what will be done.
+
+    `part_of` names the stage whose work it does a share of, and which alone takes what it leaves.
+    """
 
     name: str
     kind: str
@@ -80,8 +83,20 @@ class PlannedStage:
     upstream: tuple[str, ...]
     resources: Resources
     policy: Mapping[str, Any] = field(default_factory=dict)
+    part_of: str | None = None
     action: Action
     reason: str
+
+    def without_parts(self, parts: set[str]) -> PlannedStage:
+        """The same stage without these upstream parts."""
+        if not parts & set(self.upstream):
+            return self
+        inputs = {
+            slot: tuple(ref for ref in refs if ref.upstream not in parts)
+            for slot, refs in self.inputs.items()
+        }
+        upstream = tuple(name for name in self.upstream if name not in parts)
+        return replace(self, inputs=inputs, upstream=upstream)
 
     @property
     def folder(self) -> str:
@@ -117,6 +132,14 @@ class Plan:
         """Upper bound over the stages that will be submitted."""
         return sum(s.gpu_hours for s in self.stages if s.action in ("run", "resume"))
 
+    def divided(self) -> list[tuple[PlannedStage, list[PlannedStage]]]:
+        """Each stage whose work is divided, with its parts."""
+        found: dict[str, list[PlannedStage]] = {}
+        for stage in self.stages:
+            if stage.part_of is not None:
+                found.setdefault(stage.part_of, []).append(stage)
+        return [(stage, found[stage.name]) for stage in self.stages if stage.name in found]
+
     def stage(self, name: str) -> PlannedStage:
         """The stage of that name. Raises KeyError."""
         return {stage.name: stage for stage in self.stages}[name]
@@ -135,6 +158,7 @@ class Plan:
                         slot: [ref.ref for ref in refs] for slot, refs in stage.inputs.items()
                     },
                     "action": stage.action,
+                    "part_of": stage.part_of,
                 }
                 for stage in self.stages
             ],

@@ -79,8 +79,8 @@ def test_a_transient_field_never_changes_a_key(
     config: dict[str, Any], name: str, one: Any, other: Any
 ) -> None:
     transient = frozenset({name})
-    assert _key({**config, name: one}, transient=transient) == _key(
-        {**config, name: other}, transient=transient
+    assert _key({**config, name: one}, outside=transient) == _key(
+        {**config, name: other}, outside=transient
     )
 
 

@@ -23,6 +23,7 @@ from orchestrator.schema import (
     job_resources,
     stage_class,
 )
+from orchestrator.shards import RECIPE_KINDS
 from recipes.catalog import STAGES
 from tests.orchestrator.recipes_for_tests import GOLDEN, SHIPPED, SMALL, faults_of, load_text
 
@@ -271,7 +272,7 @@ def test_the_editor_schema_refuses_what_validate_refuses(name: str, problem: str
 def test_the_editor_schema_lists_every_kind_and_is_plain_json() -> None:
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
-    assert schema["$defs"]["Stage"]["properties"]["kind"]["enum"] == list(STAGES)
+    assert schema["$defs"]["Stage"]["properties"]["kind"]["enum"] == list(RECIPE_KINDS)
     refs = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema)))
     assert refs <= set(schema["$defs"])
 
