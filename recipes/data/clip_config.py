@@ -14,6 +14,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 # For whom a random change is drawn anew: once for the whole sample, for each of its N clips (blocks
 # or views), or for each frame. "Per clip" of a method with two views is `per_block` here.
 Scope = Literal["per_clip", "per_block", "per_frame"]
+Range = tuple[float, float]
 
 
 class ClipConfig(Strict):
@@ -79,20 +80,20 @@ class AugmentConfig(Strict):
 
     At most one of `crop_area` (resized crop), `crop_side` (square) and `crop_window` says what is
     cut out at random; without any it is the largest square in the middle. `crop_within` first takes
-    a square from the middle. `rotate` turns the crop by up to so many degrees; pixels outside the
-    picture are black. A horizontal flip is wrong where left and right are classes.
+    a square from the middle. `rotate` turns the picture behind the crop by up to so many degrees;
+    what lies outside the picture is black. A flip is wrong where left and right are classes.
 
-    `gray_split` copies one random channel to all three (DPC's "gray"); `gray` is luma.
-    `colour_scope` is that of jitter, gray_split and gray.
+    `gray_split` copies one random channel to all three (DPC's "gray"); `gray` is luma. Their scope
+    and that of jitter and `solarize` (values from 0.5 on become 1 minus themselves) is
+    `colour_scope`. `erase` sets a random rectangle to 0. Where a probability may be a list, it has
+    one entry for each of the N clips.
     """
 
-    crop_area: tuple[float, float] | None = Field(
-        None, description="smallest and largest share of the area"
-    )
-    crop_aspect: tuple[float, float] = Field(
+    crop_area: Range | None = Field(None, description="smallest and largest share of the area")
+    crop_aspect: Range = Field(
         (3 / 4, 4 / 3), description="for crop_area: smallest and largest width over height"
     )
-    crop_side: tuple[float, float] | None = Field(
+    crop_side: Range | None = Field(
         None, description="smallest and largest side of a square, as shares of the short side"
     )
     crop_window: tuple[float, float] | None = Field(
@@ -112,14 +113,27 @@ class AugmentConfig(Strict):
     jitter: JitterConfig = JitterConfig(p=0.0)
     gray_split: Probability = 0.0
     gray: Probability = 0.0
-    blur: Probability = 0.0
-    colour_scope: Literal["per_frame", "per_clip"] = "per_clip"
+    solarize: Probability | tuple[Probability, ...] = 0.0
+    colour_scope: Scope = "per_clip"
+    blur: Probability | tuple[Probability, ...] = 0.0
+    blur_scope: Scope = "per_clip"
+    erase: Probability = 0.0
+    erase_area: Range = Field((0.02, 0.33), description="share of the area; torchvision's")
+    erase_aspect: Range = Field((0.3, 3.3), description="width over height; torchvision's")
+    erase_scope: Scope = "per_clip"
 
-    @field_validator("crop_area", "crop_side")
+    @field_validator("crop_area", "crop_side", "erase_area")
     @classmethod
-    def _range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+    def _share(cls, value: Range | None) -> Range | None:
         if value is not None and not 0.0 < value[0] <= value[1] <= 1.0:
             raise ValueError("expected two shares with 0 < smallest <= largest <= 1")
+        return value
+
+    @field_validator("crop_aspect", "erase_aspect")
+    @classmethod
+    def _aspect(cls, value: Range) -> Range:
+        if not 0.0 < value[0] <= value[1]:
+            raise ValueError("expected two ratios of width to height, smallest first, above 0")
         return value
 
     @field_validator("crop_window")
@@ -129,47 +143,32 @@ class AugmentConfig(Strict):
             raise ValueError("expected the shares of height and width, above 0 and at most 1")
         return value
 
-    @field_validator("crop_aspect")
-    @classmethod
-    def _aspect(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0.0 < value[0] <= value[1]:
-            raise ValueError("expected two ratios of width to height, smallest first, above 0")
-        return value
-
     @model_validator(mode="after")
-    def _one_crop(self) -> AugmentConfig:
-        kinds = {
-            "crop_area": self.crop_area,
-            "crop_side": self.crop_side,
-            "crop_window": self.crop_window,
-        }
-        given = [name for name, value in kinds.items() if value is not None]
+    def _consistent(self) -> AugmentConfig:
+        kinds = ("crop_area", "crop_side", "crop_window")
+        given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different kinds of crop: keep one")
+        scopes = {"blur": self.blur_scope, "solarize": self.colour_scope}
+        for name, scope in scopes.items():
+            if isinstance(getattr(self, name), tuple) and scope == "per_clip":
+                key = "blur_scope" if name == "blur" else "colour_scope"
+                raise ValueError(f"{name} differs by clip: set {key} to per_block or per_frame")
         return self
+
+    def check_blocks(self, blocks: int) -> None:
+        """Refuse lists of probabilities that do not have one entry for each clip.
+
+        Raises:
+            ValueError: one has more or fewer than `blocks` entries.
+        """
+        for name in ("blur", "solarize"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != blocks:
+                raise ValueError(
+                    f"{name} has {len(value)} probabilities, one for each clip, but clip.blocks is "
+                    f"{blocks}: make them equal"
+                )
 
 
 NO_AUGMENT = AugmentConfig()
-
-# DPC on Kinetics-400 (TengdaHan/DPC, dpc/main.py); on UCF101 that code crops 224 of 240 to 256 px.
-DPC_AUGMENT = AugmentConfig(
-    crop_area=(0.5, 1.0),
-    flip=0.5,
-    jitter=JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=1.0),
-    gray_split=0.5,
-    colour_scope="per_frame",
-)
-
-# DPC's fine-tuning (TengdaHan/DPC, eval/test.py).
-FINETUNE_AUGMENT = AugmentConfig(
-    crop_area=(0.5, 1.0),
-    flip=0.5,
-    jitter=JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, p=0.3),
-    colour_scope="per_clip",
-)
-
-AUGMENT_PRESETS: dict[str, AugmentConfig] = {
-    "dpc": DPC_AUGMENT,
-    "finetune": FINETUNE_AUGMENT,
-    "none": NO_AUGMENT,
-}

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.data import augment as module
-from recipes.data.augment import augment, blur_matrix, normalize
+from recipes.data import colour as module
+from recipes.data.augment import augment, normalize
+from recipes.data.augment_presets import AUGMENT_PRESETS
+from recipes.data.augment_presets import DPC as DPC_AUGMENT
+from recipes.data.blur import blur_matrix
 from recipes.data.clip_config import (
-    AUGMENT_PRESETS,
-    DPC_AUGMENT,
     NO_AUGMENT,
     AugmentConfig,
     JitterConfig,
@@ -115,7 +116,7 @@ def test_probabilities_are_met_per_sample() -> None:
 
 def naive_jitter(frame: Tensor, factors: np.ndarray, order: np.ndarray) -> Tensor:
     """Brightness, contrast, saturation and hue of (C, H, W), one after the other."""
-    yiq = torch.tensor(module._YIQ)
+    yiq = torch.tensor(module.YIQ)
     b, c, s, h = factors
     for operation in order:
         luma = torch.einsum("chw,c->hw", frame, LUMA)
@@ -144,7 +145,7 @@ def test_the_fused_jitter_equals_the_operations_one_by_one() -> None:
     frames = frames_of(clips).double() / 255
     orders = set()
     for sample in range(6):
-        draws = module._draw(np.random.default_rng(sample), 8, config)
+        draws = module.draw_colours(np.random.default_rng(sample), 8, config)
         for frame in range(8):
             expected = naive_jitter(frames[sample, frame], draws.factors[frame], draws.order[frame])
             assert expected.min() > 0

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from recipes.data.augment import augment, normalize
-from recipes.data.clip_config import DPC_AUGMENT, NO_AUGMENT, ClipConfig
+from recipes.data.augment_presets import DPC as DPC_AUGMENT
+from recipes.data.clip_config import NO_AUGMENT, ClipConfig
 from recipes.methods.dpc.config import DPCConfig
 from recipes.methods.dpc.method import DPC, dense_loss
 from recipes.models.config import R2D3D18Config, R2D3D34Config, R2D3DTinyConfig

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from recipes.config import Strict
-from recipes.data.clip_config import AUGMENT_PRESETS, AugmentConfig, ClipConfig
+from recipes.data.augment_presets import AUGMENT_PRESETS, PresetName
+from recipes.data.clip_config import AugmentConfig, ClipConfig
 
 
 class HorizonConfig(Strict):
@@ -29,7 +30,7 @@ class DPCConfig(Strict):
     pred_steps: int = Field(3, ge=1)
     horizon: tuple[HorizonConfig, ...] = ()
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="on the ConvGRU's hidden state")
-    augment: Literal["dpc", "none"] | AugmentConfig = "dpc"
+    augment: PresetName | AugmentConfig = "dpc"
 
     @model_validator(mode="after")
     def _horizon_fits(self) -> DPCConfig:

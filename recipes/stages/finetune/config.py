@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from recipes.contract import ArtifactKind
-from recipes.data.clip_config import AUGMENT_PRESETS, AugmentConfig
+from recipes.data.augment_presets import AUGMENT_PRESETS, PresetName
+from recipes.data.clip_config import AugmentConfig
 from recipes.engine.config import TRAIN_TRANSIENT, OptimizerConfig, TrainFields
 from recipes.evaluation.config import EvaluationConfig
 
@@ -33,7 +34,7 @@ class FinetuneConfig(EvaluationConfig, TrainFields):
         None, gt=0.0, description="default: 0.1, or 1 for encoder: random"
     )
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="before the classifier")
-    augment: Literal["finetune", "dpc", "none"] | AugmentConfig = "finetune"
+    augment: PresetName | AugmentConfig = "finetune"
 
     @property
     def lr_ratio(self) -> float:
