@@ -45,6 +45,7 @@ DATASETS: dict[str, Entry] = {
     "synthetic": Entry("recipes.data.config:SyntheticData", "recipes.data.synthetic:scan"),
     "folder": Entry("recipes.data.config:FolderData", "recipes.data.folder:scan"),
     "csv": Entry("recipes.data.config:CsvData", "recipes.data.csvlist:scan"),
+    "multicamera": Entry("recipes.data.config:MultiCameraData", "recipes.data.multicamera:scan"),
     "ucf101": Entry("recipes.data.config:UCF101Data", "recipes.data.ucf101:scan"),
     "hmdb51": Entry("recipes.data.config:HMDB51Data", "recipes.data.hmdb51:scan"),
     "kinetics": Entry("recipes.data.config:KineticsData", "recipes.data.kinetics:scan"),

@@ -76,13 +76,26 @@ class PrepareOptions(Strict):
     shards: int = Field(1, ge=1, le=1000, description="jobs of a SLURM array that share the work")
 
 
+# Endings of the containers the index reads.
+VIDEO_ENDINGS = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts"),
+    *(".m2ts", ".flv", ".wmv", ".asf", ".ogv"),
+)
+
+Extensions = Annotated[tuple[Annotated[str, Field(pattern=r"^\.[^/]+$")], ...], Field(min_length=1)]
+
+
 class _Files(_Data):
-    """Videos of somebody's own; links that lead out of the root are refused unless allowed here."""
+    """Videos of somebody's own; links that lead out of the root are refused unless allowed here.
+
+    What the index cannot pass for random access (AVI with B-frames above all) is re-encoded by
+    default; `prepare: null` leaves all files as they are.
+    """
 
     follow_links: bool = Field(False, description="allow links to files outside the root")
     decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
     index: IndexOptions = IndexOptions()
-    prepare: PrepareOptions | None = None
+    prepare: PrepareOptions | None = PrepareOptions()
 
 
 class FolderData(_Files):
@@ -98,7 +111,7 @@ class FolderData(_Files):
     split: Literal["hash", "subfolders"] = "hash"
     test_share: float = Field(0.25, ge=0.0, lt=1.0)
     group: str | None = None
-    extensions: tuple[str, ...] = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg")
+    extensions: Extensions = VIDEO_ENDINGS
 
     @field_validator("group")
     @classmethod
@@ -113,25 +126,69 @@ class FolderData(_Files):
         return value
 
 
-class CsvData(_Files):
-    """A csv with a header and the columns path, label, split and group; only path is required.
+Column = Literal["path", "label", "split", "group", "n_frames", "-"]
 
-    Paths are relative to `root` (default: the folder of the csv). Without a split column all videos
-    are for training; an empty label means unlabeled.
+
+class CsvData(_Files):
+    """A list of videos: by default a csv whose header names path, label, split, group.
+
+    Only path is required. Paths are relative to `root` (default: the folder of the list). Without
+    a split column the videos of `file` are for training and those of `test_file` for testing; an
+    empty label means unlabeled. `columns` names the cells of a list without a header; `n_frames`
+    and `-` are read over, because the index counts frames itself. With a blank as delimiter a
+    path may contain blanks.
     """
 
     format: Literal["csv"] = "csv"
     file: str = Field(min_length=1)
+    test_file: str | None = Field(None, description="second list; relative to the folder of file")
     root: str | None = None
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    columns: tuple[Column, ...] | None = Field(None, description="of a list without a header")
+    suffix: str = Field("", description="ending that the list leaves out, such as .avi")
+
+    @field_validator("columns")
+    @classmethod
+    def _one_path(cls, value: tuple[Column, ...] | None) -> tuple[Column, ...] | None:
+        named = [name for name in value or () if name != "-"]
+        if value is not None and (len(named) != len(set(named)) or "path" not in named):
+            raise ValueError("needs path once and every other name at most once")
+        return value
+
+    def files(self) -> dict[str, Path]:
+        """The lists by the split they stand for where they do not name one themselves."""
+        first = expand(self.file)
+        if self.test_file is None:
+            return {"train": first}
+        return {"train": first, "test": first.parent / Path(self.test_file).expanduser()}
+
+    def identity_files(self) -> list[Path]:
+        """The lists themselves."""
+        return list(self.files().values())
+
+
+class MultiCameraData(_Files):
+    """Several cameras film the same instances: a csv with one line for each camera's video of one.
+
+    Columns: instance, camera, path; where there are any: class, split, start_frame, n_frames and
+    one of offset_frames and offset_seconds. Frame `start_frame + offset + t` shows moment t.
+    """
+
+    format: Literal["multicamera"] = "multicamera"
+    file: str = Field(min_length=1, description="the manifest")
+    root: str | None = Field(None, description="default: the folder of the manifest")
     delimiter: str = Field(",", min_length=1, max_length=1)
 
     def identity_files(self) -> list[Path]:
-        """The csv itself."""
+        """The manifest."""
         return [expand(self.file)]
 
 
 class UCF101Data(_Files):
-    """UCF101 as unpacked from its two archives below `root`: `UCF-101/` and `ucfTrainTestlist/`."""
+    """UCF101 as unpacked from its two archives below `root`: `UCF-101/` and `ucfTrainTestlist/`.
+
+    A file is found whatever the case of its name and folder, and with another ending.
+    """
 
     format: Literal["ucf101"] = "ucf101"
     name: str = Field("UCF101", min_length=1)
@@ -165,9 +222,11 @@ class HMDB51Data(_Files):
 class KineticsData(_Files):
     """Kinetics-400, -600 or -700: csv lists and `<videos>/<split>/<class>/<id>_<start>_<end>.mp4`.
 
-    Class folders may have blanks or underscores or be absent. The validation list is the test part,
-    as everywhere in the literature: the labels of the original test list were withheld. Every copy
-    lacks some videos, hence the larger `max_bad_share`; how many is recorded.
+    Class folders may have any name or be absent, and a file may be called `<id>` alone. The
+    validation list is the test part, as everywhere in the literature: the labels of the original
+    test list were withheld. Every copy lacks some videos, hence the larger `max_bad_share`; how
+    many is recorded. Most copies are mp4 with key frames far apart, which can be read at random,
+    hence no preparation by default.
     """
 
     format: Literal["kinetics"] = "kinetics"
@@ -177,7 +236,8 @@ class KineticsData(_Files):
     videos: str = Field(".", description="folder of the split folders, relative to root")
     train_list: str | None = Field("annotations/train.csv", description="relative to root")
     test_list: str | None = Field("annotations/val.csv", description="relative to root")
-    extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm")
+    extensions: Extensions = (".mp4", ".mkv", ".webm")
+    prepare: PrepareOptions | None = None
 
     @model_validator(mode="after")
     def _one_list(self) -> KineticsData:
@@ -192,6 +252,6 @@ class KineticsData(_Files):
 
 
 DataConfig = Annotated[
-    SyntheticData | FolderData | CsvData | UCF101Data | HMDB51Data | KineticsData,
+    SyntheticData | FolderData | CsvData | MultiCameraData | UCF101Data | HMDB51Data | KineticsData,
     Field(discriminator="format"),
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.contract import InputError
-from recipes.data.config import HMDB51Data, expand
-from recipes.data.listing import Listing, VideoRow, make_listing, read_list
+from recipes.data.config import VIDEO_ENDINGS, HMDB51Data, expand
+from recipes.data.listing import Listing, VideoRow, find_files, locate, make_listing, read_list
 
 _ENDINGS = tuple(f"_test_split{number}.txt" for number in (1, 2, 3))
 _MEANING = {"0": "unused", "1": "train", "2": "test"}
@@ -16,11 +16,13 @@ def scan(config: HMDB51Data, output_dir: Path, workers: int = 1) -> Listing:
     """List the videos of the three splits; nothing is written.
 
     Raises:
-        InputError: the lists are missing, incomplete or contradict each other.
+        InputError: the lists are missing or incomplete, or the folder of the videos is missing.
     """
     root = expand(config.root)
     rows = parse(root / Path(config.lists).expanduser())
-    return make_listing(root / Path(config.videos).expanduser(), rows)
+    videos = root / Path(config.videos).expanduser()
+    files = find_files(videos, lambda n: n.lower().endswith(VIDEO_ENDINGS), config.follow_links)
+    return make_listing(videos, locate(rows, files))
 
 
 def parse(folder: Path) -> list[VideoRow]:
@@ -32,7 +34,7 @@ def parse(folder: Path) -> list[VideoRow]:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error})") from error
-    labels = [name.removesuffix(_ENDINGS[0]) for name in names if name.endswith(_ENDINGS[0])]
+    labels = sorted({name[: -len(_ENDINGS[0])] for name in names if name.endswith(_ENDINGS)})
     if not labels:
         raise InputError(f"{folder}: no files <class>{_ENDINGS[0]}")
     rows = []
@@ -54,10 +56,11 @@ def parse(folder: Path) -> list[VideoRow]:
 
 def _marks(file: Path) -> dict[str, str]:
     marks: dict[str, str] = {}
-    for line in read_list(file).splitlines():
-        name, _, mark = line.strip().rpartition(" ")
-        if line.strip() and (mark not in _MEANING or not name):
+    for line in filter(None, map(str.strip, read_list(file).splitlines())):
+        name, _, mark = line.rpartition(" ")
+        name = name.strip()
+        if mark not in _MEANING or not name:
             raise InputError(f"{file}: expected `name.avi 0`, 1 or 2, found {line!r}")
-        if name:
-            marks[name.strip()] = _MEANING[mark]
+        if marks.setdefault(name, _MEANING[mark]) != _MEANING[mark]:
+            raise InputError(f"{file}: {name} is listed twice, with different marks")
     return marks

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from recipes.contract import InputError
 from recipes.data.config import KineticsData, expand
-from recipes.data.listing import Listing, VideoRow, find_files, make_listing, read_list
+from recipes.data.listing import Listing, VideoRow, find_files, make_listing, read_csv, read_list
+
+log = logging.getLogger(__name__)
+
+_NEEDED = ("youtube_id", "time_start", "time_end")
 
 
 class Segment(NamedTuple):
@@ -31,53 +35,101 @@ def scan(config: KineticsData, output_dir: Path, workers: int = 1) -> Listing:
     """
     root = expand(config.root)
     videos = root / Path(config.videos).expanduser()
-    endings = tuple(ending.lower() for ending in config.extensions)
-    names = find_files(videos, lambda name: name.lower().endswith(endings), config.follow_links)
-    files = index_files(names)
-    rows = []
-    for split, name in (("train", config.train_list), ("test", config.test_list)):
+    segments: dict[Segment, str] = {}
+    # The test list goes first: a segment that is in both lists must not be trained on.
+    for split, name in (("test", config.test_list), ("train", config.train_list)):
         if name is not None:
             file = root / Path(name).expanduser()
-            for segment in parse(read_list(file), str(file)):
-                rows.append(_row(segment, split, files, config.extensions[0]))
+            _add(segments, parse(read_list(file), str(file)), split, str(file))
+    endings = tuple(ending.lower() for ending in config.extensions)
+    names = find_files(videos, lambda name: name.lower().endswith(endings), config.follow_links)
+    found = match(list(segments), index_files(names))
+    rows = [
+        VideoRow(
+            path=found.get(segment) or _expected(segment, split, config.extensions[0]),
+            label=segment.label,
+            split=split,
+            group=segment.youtube_id,
+        )
+        for segment, split in segments.items()
+    ]
+    log.info("%s: %d of %d listed segments have a file", videos, len(found), len(rows))
     return make_listing(videos, rows)
 
 
 def parse(text: str, where: str) -> list[Segment]:
     """Segments of a csv with label (may be absent), youtube_id, time_start, time_end, split."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    needed = ("youtube_id", "time_start", "time_end")
-    if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
-        raise InputError(f"{where}: the header lacks {', '.join(missing)}")
     segments = []
-    for raw in reader:
+    for at, cells in read_csv(text, where, _NEEDED):
         try:
-            start, end = (round(float(raw[name])) for name in needed[1:])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}, line {reader.line_num}: {error}") from error
-        part = raw.get("split") or ""
-        segments.append(Segment(raw.get("label") or "", raw["youtube_id"], start, end, part))
+            start, end = (round(float(cells[name])) for name in _NEEDED[1:])
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"{at}: times must be seconds ({error})") from error
+        if not cells["youtube_id"]:
+            raise InputError(f"{at}: the youtube_id is empty")
+        label, part = cells.get("label", ""), cells.get("split", "")
+        segments.append(Segment(label, cells["youtube_id"], start, end, part))
     return segments
 
 
-def index_files(paths: Iterable[str]) -> Mapping[str, str]:
-    """Paths by `<id>_<start>_<end>` without leading zeros, or by `<id>` where a name has no times.
+def index_files(paths: Iterable[str]) -> Mapping[str, list[str]]:
+    """Paths by file name, where it is `<id>_<start>_<end>` also by that without leading zeros.
 
     Ids may contain underscores, so names are split from the right.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for path in paths:
         stem = PurePosixPath(path).stem
+        found.setdefault(stem, []).append(path)
         parts = stem.rsplit("_", 2)
-        if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
-            stem = f"{parts[0]}_{int(parts[1])}_{int(parts[2])}"
-        found.setdefault(stem, path)
+        if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
+            plain = f"{parts[0]}_{int(parts[1])}_{int(parts[2])}"
+            if plain != stem:
+                found.setdefault(plain, []).append(path)
     return found
 
 
-def _row(segment: Segment, split: str, files: Mapping[str, str], ending: str) -> VideoRow:
+def match(segments: Sequence[Segment], files: Mapping[str, Sequence[str]]) -> dict[Segment, str]:
+    """The file of each segment that has one.
+
+    Where several files fit (copies hold replacements beside the originals), one in a folder named
+    like the class or the part is taken, then the first in the alphabet. `<id>.mp4` stands for the
+    only segment of its video; with more of them nobody knows which it is.
+    """
+    of_video = Counter(segment.youtube_id for segment in segments)
+    found = {}
+    for segment in segments:
+        fitting = files.get(f"{segment.youtube_id}_{segment.start}_{segment.end}", ())
+        if not fitting and of_video[segment.youtube_id] == 1:
+            fitting = files.get(segment.youtube_id, ())
+        if fitting:
+            found[segment] = min(fitting, key=lambda path: (-_likeness(path, segment), path))
+    return found
+
+
+def _add(segments: dict[Segment, str], more: Sequence[Segment], split: str, where: str) -> None:
+    """Take over the segments that are not known yet, and tell how many were."""
+    known = {segment[1:4] for segment in segments}
+    again = 0
+    for segment in more:
+        if segment[1:4] in known:
+            again += 1
+        else:
+            known.add(segment[1:4])
+            segments[segment] = split
+    if not more:
+        raise InputError(f"{where}: lists no videos")
+    if again:
+        log.warning("%s: %d segments are listed before and left out", where, again)
+
+
+def _likeness(path: str, segment: Segment) -> int:
+    """How many of a path's folders are named like the segment's class or part."""
+    wanted = {segment.part, segment.label, segment.label.replace(" ", "_")}
+    return len(wanted & set(PurePosixPath(path).parts[:-1]))
+
+
+def _expected(segment: Segment, split: str, ending: str) -> str:
+    """Where a missing file would lie, for the report of what is missing."""
     name = f"{segment.youtube_id}_{segment.start:06d}_{segment.end:06d}{ending}"
-    expected = "/".join(part for part in (segment.part or split, segment.label, name) if part)
-    path = files.get(f"{segment.youtube_id}_{segment.start}_{segment.end}")
-    path = path or files.get(segment.youtube_id) or expected
-    return VideoRow(path=path, label=segment.label, split=split, group=segment.youtube_id)
+    return "/".join(part for part in (segment.part or split, segment.label, name) if part)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from recipes.contract import InputError
 
 SPLITS = ("train", "test", "val", "unused")
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.,-]*:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class VideoRow:
     Multi-camera data sets have the rest, for all rows or for none: several cameras film one
     instance, and frame `start + offset + t` of each file shows its moment t, where `offset` may be
     negative. `offset_seconds`, given instead of `offset`, is turned into frames with the fps the
-    index finds. `length` counts the frames from `start` on that belong to the instance; None is all.
+    index finds. `length` counts the frames of the instance from `start` on; None means all.
     """
 
     path: str
@@ -54,67 +53,200 @@ class Listing:
 def make_listing(
     root: Path, rows: Sequence[VideoRow], classes: Sequence[str] | None = None
 ) -> Listing:
-    """Sort rows by path; classes default to the labels in alphabetical order.
+    """Sort rows by path; classes default to the labels in alphabetical order, numbers by value.
 
     Raises:
-        InputError: nothing is listed, a path is listed twice, or a label is not among the classes.
+        InputError: nothing is listed, a path is listed twice (at the same start), is not UTF-8, or
+            a label is not among the classes.
     """
     if not rows:
-        raise InputError(f"{root}: no videos found; check root and the names of the lists")
-    ordered = sorted(rows, key=lambda row: row.path)
+        raise InputError(f"{root}: no videos are listed")
+    ordered = sorted(rows, key=lambda row: (row.path, row.start or 0))
     for first, second in pairwise(ordered):
-        if first.path == second.path:
-            raise InputError(f"{root}: {first.path} is listed twice")
+        if (first.path, first.start) == (second.path, second.start):
+            raise InputError(
+                f"{root}: {first.path} is listed twice (as {_shown(first)} and {_shown(second)}); "
+                "remove one line"
+            )
+    if foreign := [row.path for row in rows if not _is_unicode(row.path)]:
+        raise InputError(
+            f"{root}: {len(foreign)} file names are not UTF-8 and fit into no table (first: "
+            f"{foreign[0]!r}); rename them, for instance with `convmv -f latin1 -t utf8`"
+        )
     labels = {row.label for row in rows if row.label}
     if classes is None:
-        classes = sorted(labels)
+        numbers = all(label.isdecimal() for label in labels)
+        classes = sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
     elif unknown := sorted(labels - set(classes)):
         raise InputError(f"{root}: labels without a class: {', '.join(unknown[:5])}")
     return Listing(root=root, rows=tuple(ordered), classes=tuple(classes))
 
 
-def refusal(root: Path, path: str, follow_links: bool) -> str:
-    """Why a listed path must not be opened, or "" where it may.
+def find_files(
+    root: Path,
+    keep: Callable[[str], bool],
+    follow_links: bool,
+    on_link: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Sorted paths relative to `root` of the entries whose name passes `keep`; no hidden ones.
 
-    A decoder takes URLs and protocol strings for files and follows links; a list must not reach
-    anything outside its root.
-    """
-    if not path or any(ord(character) < 32 for character in path):
-        return "the path is empty or has control characters"
-    if _SCHEME.match(path):
-        return "the path looks like a URL or protocol"
-    if Path(path).is_absolute() or ".." in Path(path).parts or path.startswith("~"):
-        return "the path leaves the root"
-    if not follow_links:
-        resolved = (root / path).resolve()
-        if not resolved.is_relative_to(root.resolve()):
-            return "a link leads out of the root (allow it with follow_links: true)"
-    return ""
-
-
-def find_files(root: Path, keep: Callable[[str], bool], follow_links: bool) -> Iterator[str]:
-    """Paths relative to `root` of the files whose name passes `keep`; hidden ones are left out.
+    Folders are scanned, files never looked at: 240,000 of them are listed in a second. A link to a
+    folder outside of `root` is not entered unless `follow_links`; `on_link` is told of it.
 
     Raises:
-        InputError: `root` is not a folder.
+        InputError: `root` is not a folder, or a folder in it cannot be read.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    for folder, folders, files in os.walk(root, followlinks=follow_links):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        base = Path(folder).relative_to(root)
-        for name in sorted(files):
-            if not name.startswith(".") and keep(name):
-                yield (base / name).as_posix()
+    check_folder(root)
+    top = os.path.realpath(root)
+    found: list[str] = []
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", ())]
+    while waiting:
+        base, passed = waiting.pop()
+        for entry in scan_folder(root / base):
+            path = f"{base}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((f"{path}/", passed))
+            elif entry.is_symlink() and Path(entry.path).is_dir():
+                target = os.path.realpath(entry.path)
+                if not follow_links and on_link and not is_inside(top, target):
+                    on_link(path)
+                if follow_links and not _returns(target, entry.path, passed):
+                    waiting.append((f"{path}/", (*passed, target)))
+            elif keep(entry.name):
+                found.append(path)
+    return sorted(found)
+
+
+def locate(rows: Sequence[VideoRow], files: Sequence[str]) -> list[VideoRow]:
+    """Rows with their paths as the files are called; what is not found keeps the listed path.
+
+    For data sets whose file names are unique: copies differ in the case of letters
+    (`HandStandPushups`), in the ending (re-encoded), or lie in other folders. Where several files
+    fit, the listed folder goes first, then the alphabet.
+    """
+    exact, named = set(files), dict[str, list[str]]()
+    for path in files:
+        named.setdefault(PurePosixPath(path).stem.casefold(), []).append(path)
+
+    def found(path: str) -> str:
+        folder, _, name = path.casefold().rpartition("/")
+        fitting = named.get(PurePosixPath(name).stem, [path])
+        near = [one for one in fitting if one.casefold().rpartition("/")[0] == folder]
+        return path if path in exact else min(near or fitting)
+
+    return [replace(row, path=found(row.path)) for row in rows]
+
+
+def check_folder(root: Path) -> None:
+    """Raise InputError where `root` is not a folder."""
+    if root.is_dir():
+        return
+    found = "is a file, not a folder" if root.exists() else "no such folder"
+    raise InputError(f"{root}: {found}; check `root` of the data set (and `videos`)")
+
+
+def scan_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of one folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+
+
+def is_inside(top: str, path: str) -> bool:
+    """Whether a resolved path is the resolved folder `top` or below it."""
+    return path == top or path.startswith(top.rstrip("/") + "/")
 
 
 def read_list(path: Path) -> str:
     """The text of a list file; UTF-8 with or without byte-order mark, any line ends.
 
     Raises:
-        InputError: it is missing or not text.
+        InputError: it is missing or not such text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(
+            f"{path}: is UTF-16, not UTF-8; convert it: `iconv -f UTF-16 -t UTF-8 OLD > NEW`"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line}: is not UTF-8 ({data[error.start : error.end]!r}); convert the "
+            "file, for instance `iconv -f LATIN1 -t UTF-8 OLD > NEW`"
+        ) from error
+
+
+def read_csv(
+    text: str,
+    where: str,
+    needed: Sequence[str],
+    delimiter: str = ",",
+    columns: Sequence[str] | None = None,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each line as `<where>, line N` and its cells by column, without blanks around them.
+
+    The first line is the header unless `columns` stand for it.
+
+    Raises:
+        InputError: a needed column is missing, a line has more cells than the header, or quotes
+            are not closed.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        if columns is None:
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(header, where, needed, delimiter)
+        else:
+            header = list(columns)
+        for cells in reader:
+            at = f"{where}, line {reader.line_num}"
+            if len(cells) > len(header):
+                raise InputError(
+                    f"{at}: {len(cells)} cells for the columns {', '.join(header)}; put a cell "
+                    f"that contains {delimiter!r} into quotes"
+                )
+            if any(cell.strip() for cell in cells):
+                cells += [""] * (len(header) - len(cells))
+                yield at, {k: v.strip() for k, v in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        raise InputError(
+            f"{where}, line {reader.line_num}: {error}; are all quotes closed?"
+        ) from error
+
+
+def _check_header(header: list[str], where: str, needed: Sequence[str], delimiter: str) -> None:
+    if missing := [name for name in needed if name not in header]:
+        found = ", ".join(header) or "an empty file"
+        hint = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
+        raise InputError(
+            f"{where}: the first line must name the columns; missing: {', '.join(missing)}; "
+            f"found: {found}" + (f". Is the delimiter {hint!r}?" if hint else "")
+        )
+    if len(set(header)) < len(header):
+        raise InputError(f"{where}: a column is named twice: {', '.join(header)}")
+
+
+def _returns(target: str, link: str, passed: tuple[str, ...]) -> bool:
+    """Whether following a link leads back to a folder on the way to it."""
+    return target in passed or is_inside(target, os.path.realpath(Path(link).parent))
+
+
+def _is_unicode(path: str) -> bool:
+    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)
+
+
+def _shown(row: VideoRow) -> str:
+    return f"{row.label or 'unlabeled'}, {row.split}"

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.contract import InputError
-from recipes.data.config import UCF101Data, expand
-from recipes.data.listing import Listing, VideoRow, make_listing, read_list
+from recipes.data.config import VIDEO_ENDINGS, UCF101Data, expand
+from recipes.data.listing import Listing, VideoRow, find_files, locate, make_listing, read_list
 
 _GROUP = re.compile(r"_(g\d+)_c\d+\.[^.]+$")
 
@@ -17,17 +17,20 @@ def scan(config: UCF101Data, output_dir: Path, workers: int = 1) -> Listing:
     """List the videos of the three splits; nothing is written.
 
     Raises:
-        InputError: a list is missing or contradicts the class index or another list.
+        InputError: a list is missing or contradicts the class index or another list, or the folder
+            of the videos is missing.
     """
     root = expand(config.root)
     classes, rows = parse(root / Path(config.lists).expanduser())
-    return make_listing(root / Path(config.videos).expanduser(), rows, classes)
+    videos = root / Path(config.videos).expanduser()
+    files = find_files(videos, lambda n: n.lower().endswith(VIDEO_ENDINGS), config.follow_links)
+    return make_listing(videos, locate(rows, files), classes)
 
 
 def parse(folder: Path) -> tuple[tuple[str, ...], list[VideoRow]]:
     """Class names in the order of their ids, and one row for each video of any split.
 
-    The label is the folder's name: `HandstandPushups` holds files named `v_HandStandPushups_...`.
+    The label is the folder of the list: `HandstandPushups` for files `v_HandStandPushups_...`.
     """
     classes = _classes(folder / "classInd.txt")
     folds: dict[str, list[str]] = {}
@@ -44,7 +47,8 @@ def parse(folder: Path) -> tuple[tuple[str, ...], list[VideoRow]]:
 
 def _classes(file: Path) -> tuple[str, ...]:
     pairs = [line.split() for line in _lines(file)]
-    if [pair[0] for pair in pairs] != [str(number + 1) for number in range(len(pairs))]:
+    expected = [str(number + 1) for number in range(len(pairs))]
+    if [pair[:-1] for pair in pairs] != [[number] for number in expected]:
         raise InputError(f"{file}: expected lines `1 Name`, `2 Name`, ... in order")
     return tuple(pair[1] for pair in pairs)
 
@@ -61,7 +65,10 @@ def _paths(file: Path, classes: tuple[str, ...]) -> Iterable[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in read_list(file).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_list(file).splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{file}: is empty")
+    return lines
 
 
 def _row(path: str, marks: list[str]) -> VideoRow:

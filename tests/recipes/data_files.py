@@ -37,6 +37,14 @@ def real_data(name: str) -> Path:
     return path.resolve()
 
 
+def touch(root: Path, *names: str) -> Path:
+    """Empty files below `root`, for what only looks at names."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
 def numbered(count: int, height: int = 48, width: int = 64, shade: int = 0) -> NDArray[np.uint8]:
     """(T, H, W, 3) frames with their number as 8 black or white bars; the lower half is `shade`."""
     frames = np.zeros((count, height, width, 3), np.uint8)

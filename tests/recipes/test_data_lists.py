@@ -1,34 +1,27 @@
-"""Original lists of the data sets, read as they are; folders and csv files of people's own."""
+"""Original lists of UCF101, HMDB51 and Kinetics, read as they are, and the files they name."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from recipes.catalog import DATASETS, load
 from recipes.contract import InputError
-from recipes.data import csvlist, folder, hmdb51, kinetics, ucf101
+from recipes.data import hmdb51, kinetics, ucf101
 from recipes.data.config import (
-    CsvData,
     DataConfig,
-    FolderData,
     HMDB51Data,
     KineticsData,
     UCF101Data,
+    _Files,
     expand,
 )
-from recipes.data.listing import VideoRow, make_listing, refusal
-from tests.recipes.data_files import real_data
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
+from recipes.data.listing import VideoRow, locate
+from tests.recipes.data_files import real_data, touch
 
 
 def test_the_original_lists_of_ucf101_have_the_published_counts() -> None:
@@ -73,6 +66,7 @@ def test_ucf101_lists_with_crlf_and_trailing_blanks_are_read(tmp_path: Path) -> 
     for fold in (1, 2, 3):
         (tmp_path / f"trainlist0{fold}.txt").write_bytes(train)
         (tmp_path / f"testlist0{fold}.txt").write_bytes(test)
+    (tmp_path / "UCF-101").mkdir()
     config = UCF101Data(root=str(tmp_path), lists=".")
     listing = ucf101.scan(config, tmp_path)
     assert listing.root == tmp_path / "UCF-101"
@@ -83,6 +77,41 @@ def test_ucf101_lists_with_crlf_and_trailing_blanks_are_read(tmp_path: Path) -> 
     ]
 
 
+def test_ucf101_files_are_found_whatever_their_case_folder_and_ending(tmp_path: Path) -> None:
+    name = "v_HandStandPushups_g02_c0"
+    lists = touch(tmp_path / "lists")
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 HandstandPushups\n2 YoYo\n")
+    listed = [f"HandstandPushups/{name}{number}.avi" for number in range(6)]
+    for fold in (1, 2, 3):
+        (lists / f"trainlist0{fold}.txt").write_text("\n".join(f"{path} 1" for path in listed))
+        (lists / f"testlist0{fold}.txt").write_text("YoYo/v_YoYo_g01_c01.avi\n")
+    files = (
+        f"HandstandPushups/{name}0.avi",
+        f"HandStandPushups/{name}1.avi",
+        "HandstandPushups/v_HandstandPushups_g02_c02.avi",
+        f"HandStandPushups/{name}3.mp4",
+        f"{name}4.mkv",
+        "YoYo/v_YoYo_g01_c01.avi",
+        "YoYo/v_YoYo_g01_c01.mp4",
+    )
+    touch(tmp_path / "videos", *files)
+    config = UCF101Data(root=str(tmp_path), lists="lists", videos="videos")
+    listing = ucf101.scan(config, tmp_path)
+    assert {row.path for row in listing.rows} == {*files[:6], listed[5]}  # the last is missing
+    assert {row.label for row in listing.rows if "andstand" in row.path.lower()} == {
+        "HandstandPushups"
+    }
+    with pytest.raises(InputError, match=r"UCF-101: no such folder; check `root`.*`videos`"):
+        ucf101.scan(UCF101Data(root=str(tmp_path), lists="lists"), tmp_path)
+
+
+def test_an_exact_name_goes_before_a_similar_one_and_the_listed_folder_before_others() -> None:
+    rows = [VideoRow(path="a/X.avi"), VideoRow(path="b/y.avi")]
+    files = ["a/x.avi", "a/X.avi", "a/y.mp4", "B/y.mkv", "B/y.mov"]
+    assert [row.path for row in locate(rows, files)] == ["a/X.avi", "B/y.mkv"]
+
+
 def test_a_ucf101_list_that_contradicts_the_class_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "classInd.txt").write_text("1 Archery\n2 Basketball\n")
     (tmp_path / "trainlist01.txt").write_text("Archery/v_Archery_g08_c01.avi 2\n")
@@ -90,6 +119,13 @@ def test_a_ucf101_list_that_contradicts_the_class_index_is_refused(tmp_path: Pat
         ucf101.parse(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         ucf101.parse(tmp_path / "elsewhere")
+    for text in ("1\n", "1 Archery bow\n", "Archery 1\n", "2 Archery\n"):
+        (tmp_path / "classInd.txt").write_text(text)
+        with pytest.raises(InputError, match="expected lines `1 Name`"):
+            ucf101.parse(tmp_path)
+    (tmp_path / "classInd.txt").write_text("\r\n")
+    with pytest.raises(InputError, match=r"classInd.txt: is empty"):
+        ucf101.parse(tmp_path)
 
 
 def test_the_original_lists_of_hmdb51_have_the_published_counts() -> None:
@@ -114,6 +150,14 @@ def test_hmdb51_names_are_opaque(tmp_path: Path) -> None:
     (tmp_path / "brush_hair_test_split1.txt").write_text(f"{name} 3\n")
     with pytest.raises(InputError, match=r"expected `name\.avi 0`, 1 or 2"):
         hmdb51.parse(tmp_path)
+    (tmp_path / "brush_hair_test_split1.txt").write_text(f"{name} 1\n{name} 2\n")
+    with pytest.raises(InputError, match="is listed twice, with different marks"):
+        hmdb51.parse(tmp_path)
+    (tmp_path / "brush_hair_test_split1.txt").unlink()
+    with pytest.raises(InputError, match=r"brush_hair_test_split1.txt: cannot be read"):
+        hmdb51.parse(tmp_path)
+    with pytest.raises(InputError, match=r"no files <class>_test_split1.txt"):
+        hmdb51.parse(touch(tmp_path / "lists", "readme.txt"))
 
 
 def test_the_original_kinetics_list_is_read() -> None:
@@ -157,118 +201,84 @@ def test_kinetics_files_are_found_whatever_the_layout(tmp_path: Path) -> None:
     assert listing.classes == ("petting animal (not cat), or so", "playing chess")
 
 
-def test_a_kinetics_list_without_times_is_refused() -> None:
-    with pytest.raises(InputError, match="lacks time_start, time_end"):
-        kinetics.parse("label,youtube_id\nx,y\n", "list.csv")
-    with pytest.raises(InputError, match=r"list.csv, line 2"):
-        kinetics.parse("youtube_id,time_start,time_end\nx,one,2\n", "list.csv")
+KINETICS = "label,youtube_id,time_start,time_end,split\n"
 
 
-def test_a_folder_of_classes_is_split_by_a_hash_of_the_group(tmp_path: Path) -> None:
-    names = [f"{label}/scene{s}_take{t}.MP4" for label in "ab" for s in range(40) for t in (1, 2)]
-    touch(tmp_path, *names, ".hidden/x.mp4", "a/notes.txt")
-    config = FolderData(name="own", root=str(tmp_path), group=r"^(\w/scene\d+)", test_share=0.3)
-    listing = folder.scan(config, tmp_path)
-    assert [row.path for row in listing.rows] == sorted(names)
-    assert listing.classes == ("a", "b")
-    sides = defaultdict(set)
-    for row in listing.rows:
-        sides[row.group].add(row.split)
-    assert len(sides) == 80
-    assert all(len(side) == 1 for side in sides.values())
-    assert 24 - 5 * 4.1 < sum(side == {"test"} for side in sides.values()) < 24 + 5 * 4.1
-
-
-def test_the_split_of_a_file_does_not_depend_on_the_other_files(tmp_path: Path) -> None:
-    config = FolderData(name="own", root=str(tmp_path), test_share=0.5)
-    touch(tmp_path, *(f"a/{number}.mp4" for number in range(20)))
-    before = {row.path: row.split for row in folder.scan(config, tmp_path).rows}
-    touch(tmp_path, *(f"a/new{number}.mp4" for number in range(20)))
-    after = {row.path: row.split for row in folder.scan(config, tmp_path).rows}
-    assert before.items() <= after.items()
-    assert set(before.values()) == {"train", "test"}
-
-
-def test_given_subfolders_decide_the_split(tmp_path: Path) -> None:
-    touch(tmp_path, "train/a/1.mp4", "test/a/2.mp4", "val/b/deep/3.avi")
-    config = FolderData(name="own", root=str(tmp_path), split="subfolders")
-    assert [(row.label, row.split) for row in folder.scan(config, tmp_path).rows] == [
-        ("a", "test"),
-        ("a", "train"),
-        ("b", "val"),
-    ]
-    touch(tmp_path, "stray.mp4")
-    with pytest.raises(InputError, match=r"stray.mp4 is not below train/, test/ or val/"):
-        folder.scan(config, tmp_path)
-
-
-def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no videos found"):
-        folder.scan(FolderData(name="own", root=str(tmp_path)), tmp_path)
-    with pytest.raises(InputError, match="no such folder"):
-        folder.scan(FolderData(name="own", root=str(tmp_path / "no")), tmp_path)
-
-
-def test_a_csv_needs_only_paths(tmp_path: Path) -> None:
-    file = tmp_path / "list.csv"
-    file.write_bytes('\ufeffpath;label\r\n"a;b.mp4";Über\r\nc.mp4;\r\n'.encode())
-    listing = csvlist.scan(CsvData(name="own", file=str(file), delimiter=";"), tmp_path)
-    assert listing.root == tmp_path
-    assert listing.classes == ("Über",)
-    assert listing.rows == (
-        VideoRow(path="a;b.mp4", label="Über", split="train", group="a;b.mp4"),
-        VideoRow(path="c.mp4", label="", split="train", group="c.mp4"),
+def kinetics_rows(root: Path, train: str, test: str = "", **options: Any) -> dict[str, str]:
+    """Paths and splits of a copy below `root`/videos."""
+    (root / "videos").mkdir(parents=True, exist_ok=True)
+    (root / "train.csv").write_text(KINETICS + train, encoding="utf-8")
+    (root / "val.csv").write_text(KINETICS + test, encoding="utf-8")
+    config = KineticsData(
+        root=str(root),
+        videos="videos",
+        train_list="train.csv",
+        test_list="val.csv" if test else None,
+        **options,
     )
+    return {row.path: row.split for row in kinetics.scan(config, root).rows}
+
+
+def test_a_bare_id_stands_for_the_only_segment_of_its_video(tmp_path: Path) -> None:
+    touch(tmp_path / "videos", "once.mp4", "twice.mp4", "a_01_22.mp4")
+    text = "x,once,1,11,train\nx,twice,1,11,train\nx,twice,50,60,train\nx,a_01_22,3,13,train\n"
+    assert list(kinetics_rows(tmp_path, text)) == [
+        "a_01_22.mp4",
+        "once.mp4",
+        "train/x/twice_000001_000011.mp4",  # missing: nobody knows which of the two it is
+        "train/x/twice_000050_000060.mp4",
+    ]
+
+
+def test_of_several_files_of_a_segment_the_one_in_its_folders_is_taken(tmp_path: Path) -> None:
+    name = "id_000001_000011.mp4"
+    touch(tmp_path / "videos", f"corrupt/{name}", f"train/play_it/{name}", f"zzz/play_it/{name}")
+    assert list(kinetics_rows(tmp_path, "play it,id,1,11,train\n")) == [f"train/play_it/{name}"]
+
+
+def test_a_segment_in_both_lists_is_kept_for_testing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "videos", "id_000001_000011.mp4", "b_000001_000011.mp4")
+    train = "x,id,1,11,train\nx,b,1,11,train\ny,b,1.0,11.0,train\n"
+    found = kinetics_rows(tmp_path, train, "x,id,1,11,val\n")
+    assert found == {"id_000001_000011.mp4": "test", "b_000001_000011.mp4": "train"}
+    assert "train.csv: 2 segments are listed before and left out" in caplog.text
+
+
+def test_endings_of_kinetics_files_are_an_option_and_their_case_does_not_matter(
+    tmp_path: Path,
+) -> None:
+    touch(tmp_path / "videos", "a_000001_000011.MP4", "b_000001_000011.avi")
+    text = "x,a,1,11,train\nx,b,1,11,train\n"
+    assert list(kinetics_rows(tmp_path, text)) == [
+        "a_000001_000011.MP4",
+        "train/x/b_000001_000011.mp4",
+    ]
+    found = kinetics_rows(tmp_path, text, extensions=(".mp4", ".avi"))
+    assert list(found) == ["a_000001_000011.MP4", "b_000001_000011.avi"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na,b\n", "needs a header with the column path"),
-        ("", "found nothing"),
-        ("path,split\na,train\nb,dev\n", r"list.csv, line 3: .* train, test, val, unused"),
-        ("path,label\na,b,c\n", "line 2"),
-        ("path,label\n,b\n", "line 2"),
+        ("label,youtube_id\nx,y\n", "missing: time_start, time_end"),
+        ("youtube_id,time_start,time_end\nx,one,2\n", r"line 2: times must be seconds"),
+        ("youtube_id,time_start,time_end\nx,inf,2\n", r"line 2: times must be seconds"),
+        ("youtube_id,time_start,time_end\nx\n", r"line 2: times must be seconds"),
+        ("youtube_id,time_start,time_end\n,1,2\n", r"line 2: the youtube_id is empty"),
+        (KINETICS + "petting (not cat), or so,id,1,11,train\n", r"line 2: 6 cells for the columns"),
+        ("", "an empty file"),
     ],
 )
-def test_a_wrong_csv_is_refused_with_its_line(text: str, message: str) -> None:
+def test_a_wrong_kinetics_list_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        csvlist.parse(text, "list.csv")
+        kinetics.parse(text, "list.csv")
 
 
-def test_a_video_listed_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a.mp4 is listed twice"):
-        make_listing(tmp_path, [VideoRow(path="a.mp4"), VideoRow(path="a.mp4", label="x")])
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["", "/etc/passwd", "../x.mp4", "a/../../x.mp4", "..", "a/..", "~/x.mp4", "~root/x.mp4",
-     "http://host/x.mp4", "https://host/x.mp4", "HTTP://host/x", "ftp://host/x", "file:///etc/passwd",
-     "file:x.mp4", "concat:a.mp4|b.mp4", "subfile,,start,0,end,9,,:a.mp4", "data:text/plain,x",
-     "crypto:a.mp4", "rtmp://h/x", "rtsp://h/x", "tcp://h:1", "udp://h:1", "pipe:0", "unix:/x",
-     "cache:http://h/x", "async:file:x", "tee:a", "hls+http://h/x.m3u8", "mmsh://h/x", "srt://h:1",
-     "gopher://h/x", "lavfi:testsrc", "a\nb.mp4", "a\x00.mp4", "a\r.mp4", "link.mp4",
-     "linked/x.mp4"],
-)  # fmt: skip
-def test_a_listed_path_cannot_reach_outside_its_root(tmp_path: Path, path: str) -> None:
-    outside = touch(tmp_path / "outside", "x.mp4")
-    root = touch(tmp_path / "root", "good.mp4")
-    (root / "link.mp4").symlink_to(outside / "x.mp4")
-    (root / "linked").symlink_to(outside)
-    assert refusal(root, path, follow_links=False)
-    assert refusal(root, "good.mp4", follow_links=False) == ""
-
-
-def test_links_may_be_allowed_and_strange_names_are_no_urls(tmp_path: Path) -> None:
-    outside = touch(tmp_path / "outside", "x.mp4")
-    root = touch(tmp_path / "root")
-    root.mkdir()
-    (root / "link.mp4").symlink_to(outside / "x.mp4")
-    assert refusal(root, "link.mp4", follow_links=True) == ""
-    assert refusal(root, "../outside/x.mp4", follow_links=True)
-    for name in ("Act 1: x/[a] (b) & #c;!.avi", "-a_b.mp4", "...mp4", "a..b/c.mp4"):
-        assert refusal(root, name, follow_links=False) == ""
+def test_an_empty_kinetics_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train.csv: lists no videos"):
+        kinetics_rows(tmp_path, "")
 
 
 def test_every_format_is_chosen_by_its_name_and_needs_no_files() -> None:
@@ -277,13 +287,14 @@ def test_every_format_is_chosen_by_its_name_and_needs_no_files() -> None:
         {"format": "synthetic"},
         {"format": "folder", "name": "own", "root": "~/videos"},
         {"format": "csv", "name": "own", "file": "relative/list.csv"},
+        {"format": "multicamera", "name": "own", "file": "manifest.csv"},
         {"format": "ucf101", "root": "/nowhere"},
         {"format": "hmdb51", "root": "/nowhere"},
         {"format": "kinetics", "root": "/nowhere"},
     ]
     configs = [adapter.validate_python(value) for value in given]
     files = [config.identity_files() for config in configs]
-    assert [len(found) for found in files] == [0, 0, 1, 7, 1, 2]
+    assert [len(found) for found in files] == [0, 0, 1, 1, 7, 1, 2]
     assert files[2] == [Path.cwd() / "relative/list.csv"]
     assert expand("~/x") == Path.home() / "x"
     with pytest.raises(ValidationError, match="Extra inputs"):
@@ -306,3 +317,24 @@ def test_the_catalog_names_a_config_and_a_scanner_for_every_format() -> None:
     for name, entry in DATASETS.items():
         assert load(entry.config).model_fields["format"].default == name
         assert callable(load(entry.target))
+
+
+def test_avi_is_prepared_by_default_and_kinetics_is_not() -> None:
+    adapter: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
+    needed = {"name": "own", "root": "/x", "file": "/x.csv"}
+    for kind, prepared in {
+        "folder": True,
+        "csv": True,
+        "multicamera": True,
+        "ucf101": True,
+        "hmdb51": True,
+        "kinetics": False,
+    }.items():
+        model = load(DATASETS[kind].config)
+        given = {name: value for name, value in needed.items() if name in model.model_fields}
+        config = adapter.validate_python({"format": kind, **given})
+        assert isinstance(config, _Files)
+        assert (config.prepare is not None) == prepared
+        off = adapter.validate_python({"format": kind, **given, "prepare": None})
+        assert isinstance(off, _Files)
+        assert off.prepare is None

@@ -19,7 +19,8 @@ from recipes.contract import (
     StageContext,
     StageResult,
 )
-from recipes.data.listing import Listing, refusal
+from recipes.data.confine import refusals
+from recipes.data.listing import Listing
 from recipes.data.probe import Probe, probe, reject
 from recipes.data.workers import map_expendable
 from recipes.stages.index.config import IndexConfig
@@ -94,9 +95,7 @@ def to_table(listing: Listing, found: Sequence[Probe]) -> pd.DataFrame:
 
 def _look(ctx: StageContext, listing: Listing, follow_links: bool, workers: int) -> list[Probe]:
     paths = [row.path for row in listing.rows]
-    refused = {
-        path: reason for path in paths if (reason := refusal(listing.root, path, follow_links))
-    }
+    refused = refusals(listing.root, paths, follow_links)
     allowed = [listing.root / path for path in paths if path not in refused]
 
     def on_result(done: int) -> None:
