@@ -7,20 +7,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recipes.contract import InputError
+from recipes.data.decoder_versions import DecoderVersion as DecoderVersion
+from recipes.data.decoder_versions import decoder_versions as decoder_versions
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-Decoder = Literal["decord", "pyav", "torchcodec"]
-Verdict = Literal["random", "sequential"]
 Frames = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
