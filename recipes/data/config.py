@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from recipes.config import Strict
 
@@ -82,7 +82,15 @@ VIDEO_ENDINGS = (
     *(".m2ts", ".flv", ".wmv", ".asf", ".ogv"),
 )
 
-Extensions = Annotated[tuple[Annotated[str, Field(pattern=r"^\.[^/]+$")], ...], Field(min_length=1)]
+
+def _as_tuple(value: Any) -> Any:
+    """A list of YAML is no tuple to strict validation behind the validator of a recipe's `data`."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Extensions = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^\.[^/]+$")], ...], BeforeValidator(_as_tuple)
+]
 
 
 class _Files(_Data):
@@ -144,7 +152,9 @@ class CsvData(_Files):
     test_file: str | None = Field(None, description="second list; relative to the folder of file")
     root: str | None = None
     delimiter: str = Field(",", min_length=1, max_length=1)
-    columns: tuple[Column, ...] | None = Field(None, description="of a list without a header")
+    columns: Annotated[tuple[Column, ...] | None, BeforeValidator(_as_tuple)] = Field(
+        None, description="of a list without a header"
+    )
     suffix: str = Field("", description="ending that the list leaves out, such as .avi")
 
     @field_validator("columns")

@@ -162,6 +162,15 @@ def test_two_lists_stand_for_training_and_testing(tmp_path: Path) -> None:
         csvlist.scan(config, tmp_path)
 
 
+def test_lists_of_yaml_are_taken_where_validation_is_strict() -> None:
+    given = {"name": "x", "root": "/x", "extensions": [".mp4"]}
+    assert FolderData.model_validate(given, strict=True).extensions == (".mp4",)
+    given = {"name": "x", "file": "x", "columns": ["path", "label"]}
+    assert CsvData.model_validate(given, strict=True).columns == ("path", "label")
+    with pytest.raises(ValidationError, match="extensions"):
+        FolderData(name="x", root="/x", extensions=("mp4",))
+
+
 def test_columns_must_name_the_path_once() -> None:
     for columns in (["label"], ["path", "path"], ["path", "label", "label"], ["path", "class"]):
         with pytest.raises(ValidationError, match=r"path|label"):
