@@ -1,0 +1,1 @@
+"""The prepare stage: videos re-encoded for fast and exact random access."""
