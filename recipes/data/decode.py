@@ -181,11 +181,12 @@ def video_stream(container: InputContainer) -> VideoStream:
     """The stream FFmpeg takes for the film (cover pictures are video streams as well), one thread.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or FFmpeg knows no decoder for it.
     """
     stream: Any = container.streams.best("video")
-    if stream is None:
-        raise InputError(f"{container.name.removeprefix('file:')}: has no video stream")
+    if stream is None or stream.codec_context is None:
+        name = container.name.removeprefix("file:")
+        raise InputError(f"{name}: has no video stream that can be decoded")
     stream.codec_context.thread_count = 1  # each worker has one core
     video: VideoStream = stream
     return video

@@ -48,14 +48,16 @@ def read(request: Request) -> Frames:
     """
     import av
 
+    # PyAV raises IndexError where damage makes up another stream
+    failures = (av.FFmpegError, OSError, ValueError, IndexError)
     try:
         for attempt in () if request.sequential else (_read_by_index, _read_by_packets):
             try:
                 return turned(attempt(request), request.rotation)
-            except (DoubtError, av.FFmpegError):
+            except (DoubtError, *failures):
                 continue  # what is really wrong shows below
         return turned(_read_in_order(request), request.rotation)
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except failures as error:
         reason = last_line(error)
         raise InputError(f"{request.path}: cannot be decoded by PyAV ({reason})") from error
 
