@@ -67,7 +67,9 @@ def open_subject(ctx: StageContext, config: EvaluationConfig) -> Subject:
             f"feature: {config.feature} is not what the encoder gives; it has "
             f"{', '.join(encoder.feature_dims)}"
         )
-    return Subject(encoder=encoder, description=description, clip=config.clip or description.clip)
+    return Subject(
+        encoder=encoder, description=description, clip=config.clip or description.clip.evaluated
+    )
 
 
 def labelled_videos(

@@ -59,8 +59,13 @@ class DPCConfig(Strict):
         """Refuse a clip this method cannot be trained on.
 
         Raises:
-            ValueError: no block would be left to predict from.
+            ValueError: its blocks do not follow each other, or none is left to predict from.
         """
+        if clip.sampler.name != "blocks":
+            raise ValueError(
+                f"dpc predicts blocks from those before them, but clip.sampler is "
+                f"{clip.sampler.name}: remove clip.sampler"
+            )
         if clip.blocks <= self.pred_steps:
             raise ValueError(
                 f"dpc predicts {self.pred_steps} of clip.blocks = {clip.blocks} blocks: none is "

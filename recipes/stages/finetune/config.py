@@ -54,3 +54,11 @@ class FinetuneConfig(EvaluationConfig, TrainFields):
         if self.micro_batch < 2:
             raise ValueError("micro_batch must be at least 2: batch norm needs more than one clip")
         return self
+
+    @model_validator(mode="after")
+    def _clip_fits(self) -> FinetuneConfig:
+        if self.clip is not None:
+            self.augmentation.check_blocks(self.clip.blocks)
+            if self.clip.sampler.name == "camera_pair":
+                raise ValueError("clip.sampler camera_pair is for pretraining: remove it")
+        return self

@@ -66,6 +66,7 @@ class PretrainConfig(TrainFields, StageConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainConfig:
         self.method.check_clip(self.clip)
+        self.method.augmentation.check_blocks(self.clip.blocks)
         if self.split is not None and self.data.format not in _NUMBERED_SPLITS:
             raise ValueError(
                 f"split {self.split}: only {' and '.join(_NUMBERED_SPLITS)} have numbered splits; "
