@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -177,8 +178,9 @@ def test_pictures_are_upright_for_every_decoder(tmp_path: Path, quarters: int, e
     with open_container(path) as container:
         rotation = rotation_of(next(container.decode(video_stream(container))))
     assert rotation == 90 * quarters
+    sizes: list[dict[str, Any]] = [{}, {"height": 40, "width": 90}, {"short_side": 30}]
     for decoder in DECODERS:
-        for size in ({}, {"height": 40, "width": 90}, {"short_side": 30}):
+        for size in sizes:
             frames = read_frames(path, [6, 2], decoder=decoder, rotation=rotation, **size)
             assert frames.shape[1:3] == {0: (50, 70), 2: (40, 90), 1: (30, 42)}[len(size)]
             assert corpus.read_numbers(frames) == [6, 2]
