@@ -6,8 +6,8 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from recipes.data.listing import is_inside
 
@@ -33,38 +33,43 @@ def refusals(root: Path, paths: Iterable[str], follow_links: bool) -> dict[str, 
     A decoder takes URLs and protocol strings for files, follows links and reads devices; a list
     must not reach anything outside its root. Each folder is scanned once instead of each file.
     """
-    refused, folders = {}, defaultdict(list)
+    refused: dict[str, str] = {}
+    folders: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    room = _PATH_BYTES - len(os.fsencode(root)) - 1
     for path in paths:
-        if reason := _wrong_text(root, path):
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if reason := _wrong_text(path, parts, room):
             refused[path] = reason
         else:
-            folders[str(PurePosixPath(path).parent)].append(path)
+            folders["/".join(parts[:-1])].append((path, parts[-1]))
     for folder, listed in folders.items():
         refused.update(_refused_in(root, folder, listed, follow_links))
     return refused
 
 
-def _wrong_text(root: Path, path: str) -> str:
+def _wrong_text(path: str, parts: list[str], room: int) -> str:
+    """What is wrong with the text of a path; `room` is how many bytes it may have."""
     if not path or _CONTROL.search(path):
         return "the path is empty or has control characters"
     if _SCHEME.match(path):
         return "the path looks like a URL or protocol (a colon before the first blank; rename it)"
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or path.startswith("~") or ".." in pure.parts:
+    if path.startswith(("/", "~")) or ".." in parts:
         return "the path leaves the root (write it relative to the root, without ..)"
-    name_bytes = max((len(os.fsencode(part)) for part in pure.parts), default=0)
-    if name_bytes > _NAME_BYTES or len(os.fsencode(root / path)) > _PATH_BYTES:
+    if not parts:
+        return "is a folder"
+    size = len(path.encode())
+    if size > room or (size > _NAME_BYTES and max(len(p.encode()) for p in parts) > _NAME_BYTES):
         return "the path is too long for the file system"
     return ""
 
 
 def _refused_in(
-    root: Path, folder: str, paths: list[str], follow_links: bool
-) -> Iterable[tuple[str, str]]:
-    """The paths of one folder that are refused, with the reason."""
+    root: Path, folder: str, listed: list[tuple[str, str]], follow_links: bool
+) -> Iterator[tuple[str, str]]:
+    """Those of the listed (path, name) in one folder that are refused, with the reason."""
     top, parent = os.path.realpath(root), root / folder
     if not follow_links and not is_inside(top, os.path.realpath(parent)):
-        yield from ((path, _ESCAPES) for path in paths)
+        yield from ((path, _ESCAPES) for path, _ in listed)
         return
     try:
         with os.scandir(parent) as scanned:
@@ -73,12 +78,10 @@ def _refused_in(
         return
     except OSError as error:
         reason = f"its folder cannot be read ({error.strerror or error})"
-        yield from ((path, reason) for path in paths)
+        yield from ((path, reason) for path, _ in listed)
         return
-    for path in paths:
-        name = PurePosixPath(path).name
-        reason = _refused_entry(top, entries.get(name), follow_links) if name else "is a folder"
-        if reason:
+    for path, name in listed:
+        if reason := _refused_entry(top, entries.get(name), follow_links):
             yield path, reason
 
 

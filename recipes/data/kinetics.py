@@ -79,7 +79,7 @@ def index_files(paths: Iterable[str]) -> Mapping[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for path in paths:
-        stem = PurePosixPath(path).stem
+        stem = path.rpartition("/")[2].rpartition(".")[0]
         found.setdefault(stem, []).append(path)
         parts = stem.rsplit("_", 2)
         if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
@@ -102,7 +102,9 @@ def match(segments: Sequence[Segment], files: Mapping[str, Sequence[str]]) -> di
         fitting = files.get(f"{segment.youtube_id}_{segment.start}_{segment.end}", ())
         if not fitting and of_video[segment.youtube_id] == 1:
             fitting = files.get(segment.youtube_id, ())
-        if fitting:
+        if len(fitting) == 1:
+            found[segment] = fitting[0]
+        elif fitting:
             found[segment] = min(fitting, key=lambda path: (-_likeness(path, segment), path))
     return found
 
