@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.contract import JobRequest, Resources
+from cluster.contract import JobHandle, JobRequest, Resources
 
 # sbatch options a recipe or site may add under `extra`; what we set ourselves is not among them,
 # and nothing that runs a command, redirects output or changes the environment.
@@ -138,9 +138,23 @@ def parameters(request: JobRequest, passed_on: Mapping[str, str]) -> dict[str, A
     if resources.gpus_per_node:
         values |= _gpus(resources)
     if request.after:
-        ids = [check_text("after", handle.job_id) for handle in request.after]
-        values["dependency"] = "afterok:" + ":".join(ids)
+        values["dependency"] = "afterok:" + ":".join(_ids_to_wait_for(request.after))
     return values
+
+
+def _ids_to_wait_for(handles: Sequence[JobHandle]) -> list[str]:
+    """Ids of the jobs; an array that is waited for as a whole is named once, by its own id."""
+    tasks: dict[tuple[str, int], set[str]] = {}
+    for handle in handles:
+        if handle.array_size:
+            array = check_text("after", handle.job_id).partition("_")[0], handle.array_size
+            tasks.setdefault(array, set()).add(handle.job_id)
+    whole = {job for (array, size), jobs in tasks.items() if len(jobs) == size for job in jobs}
+    ids = (
+        handle.job_id.partition("_")[0] if handle.job_id in whole else handle.job_id
+        for handle in handles
+    )
+    return list(dict.fromkeys(check_text("after", job_id) for job_id in ids))
 
 
 def _check_counts(resources: Resources) -> None:
@@ -222,7 +236,7 @@ def _setup(request: JobRequest, passed_on: Mapping[str, str]) -> list[str]:
             raise RequestError(f"env: {name!a} is not the name of a variable")
         lines.append(f"export {name}={shlex.quote(check_text(f'env.{name}', value))}")
     # A second TERM would reach the epilogue before it can ignore it.
-    on_term = f"trap '' TERM USR2; signalled=1; {_epilogue(request)} --exit-code 143 --signalled"
+    on_term = f"trap '' TERM USR2; signalled=1; {epilogue(request)} --exit-code 143 --signalled"
     lines += [f"on_term() {{ {on_term}; }}", "trap on_term TERM", "trap signalled=1 USR2"]
     return lines + _check_all("setup", request.resources.setup)
 
@@ -237,17 +251,25 @@ def _teardown(request: JobRequest) -> list[str]:
         "ranks=$!",
         'signalled=1; while [ -n "$signalled" ]; do signalled=; wait "$ranks"; rc=$?; done',
         "trap '' TERM USR2",
-        f'{_epilogue(request)} --exit-code "$rc"',
+        f'{epilogue(request)} --exit-code "$rc"',
         "exit $?",
     ]
 
 
-def _epilogue(request: JobRequest) -> str:
-    return shlex.join(_check_all("epilogue", request.epilogue))
+def epilogue(request: JobRequest) -> str:
+    """The epilogue's command as shell words. Raises RequestError."""
+    return _words("epilogue", request.epilogue, request)
 
 
 def command(request: JobRequest) -> str:
     """The ranks' command as shell words. Raises RequestError."""
     if not request.argv or not request.epilogue:
         raise RequestError("argv and epilogue: both need a program to run")
-    return shlex.join(_check_all("argv", request.argv))
+    return _words("argv", request.argv, request)
+
+
+def _words(field: str, words: Sequence[str], request: JobRequest) -> str:
+    """A command with its target; in the script of an array, that of the task it runs as."""
+    if request.task is not None:
+        return f'{shlex.join(_check_all(field, words))} "${{target[@]}}"'
+    return shlex.join([*_check_all(field, words), *_check_all("target", request.target)])

@@ -34,7 +34,10 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one job asks for. `tasks_per_node` counts ranks: one a GPU, or one a CPU share."""
+    """What one job asks for. `tasks_per_node` counts ranks: one a GPU, or one a CPU share.
+
+    `parts_at_once` is for jobs that share the work of one stage: how many may run together.
+    """
 
     nodes: int = 1
     tasks_per_node: int = 1
@@ -50,6 +53,7 @@ class Resources:
     exclude: str | None = None
     gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     signal_seconds: int = 300
+    parts_at_once: int | None = None
     setup: tuple[str, ...] = ()
     extra: Mapping[str, str | int | bool] = field(default_factory=dict)
 
@@ -61,12 +65,17 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class JobHandle:
-    """Names one submitted job for good; ids repeat, so the time of submission belongs to it."""
+    """Names one submitted job for good; ids repeat, so the time of submission belongs to it.
+
+    `array_size` is how many jobs were submitted together with it, as one array; 0 where it was
+    submitted by itself or that is not known.
+    """
 
     executor: str
     cluster: str
     job_id: str
     submitted_at: float
+    array_size: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +92,9 @@ class JobState:
 class JobRequest:
     """One job: `argv` runs once a rank, `epilogue` once after all ranks, with `--exit-code RC`.
 
-    `log_dir` receives one file a rank, appended across restarts. `after` are jobs that must succeed
-    first. `env` is set for the ranks and the epilogue, on top of what the executor passes on.
+    Both get `target` behind their own words. `log_dir` receives one file a rank, appended across
+    restarts. `after` are jobs that must succeed first. `env` is set for the ranks and the epilogue,
+    on top of what the executor passes on. `task` is the job's number in an array.
     """
 
     name: str
@@ -92,9 +102,22 @@ class JobRequest:
     epilogue: tuple[str, ...]
     resources: Resources
     log_dir: Path
+    target: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     after: tuple[JobHandle, ...] = ()
     comment: str = ""
+    task: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRequest:
+    """Jobs of one name submitted together: equal but for `target`, `log_dir` and `task`.
+
+    `folder` is the array's own; a script and links to the log folders may be left there.
+    """
+
+    folder: Path
+    tasks: tuple[JobRequest, ...]
 
 
 class Executor(Protocol):
@@ -105,14 +128,20 @@ class Executor(Protocol):
     def submit(self, request: JobRequest) -> JobHandle:
         """Hand the job over. Raises `SchedulerError` with command, exit code and stderr."""
 
-    def render(self, request: JobRequest) -> str:
-        """The script `submit` would hand over, for people to read."""
+    def submit_array(self, array: ArrayRequest) -> list[JobHandle]:
+        """Hand the jobs over together, in the order of the tasks. Raises `SchedulerError`."""
+
+    def array_limit(self) -> int:
+        """How many jobs one array may have, and above all their numbers; 1 without arrays."""
+
+    def render(self, request: JobRequest | ArrayRequest) -> str:
+        """The script that would be handed over, for people to read."""
 
     def query(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobState]:
         """State of each job, in one call to the scheduler however many there are."""
 
-    def find(self, name: str) -> JobHandle | None:
-        """The newest pending or running job of that name, if the scheduler knows one."""
+    def find(self, name: str, task: int | None = None) -> JobHandle | None:
+        """The newest pending or running job of that name and number, if the scheduler knows one."""
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         """Stop the jobs; unknown ones are ignored."""

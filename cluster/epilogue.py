@@ -25,7 +25,7 @@ from cluster.decision import (
     SchedulerView,
     decide,
 )
-from cluster.queue import parse_scontrol_job
+from cluster.queue import own_job_id, parse_scontrol_job
 
 _SCHEMA_VERSION = 1
 _ATTEMPT = re.compile(r"s(\d+)r(\d+)")
@@ -118,7 +118,7 @@ def _attempt(stage: Path, submission: int, environ: Mapping[str, str]) -> Attemp
     """The local executor counts restarts in a variable of its own and passes nothing of SLURM's."""
     local = environ.get("ORCHESTRATE_RESTART_COUNT")
     restart = local if local is not None else environ.get("SLURM_RESTART_COUNT") or "0"
-    job_id = environ.get("SLURM_JOB_ID") if local is None else None
+    job_id = own_job_id(environ) if local is None else None
     return Attempt(stage=stage, submission=submission, restart=int(restart), job_id=job_id)
 
 

@@ -14,7 +14,15 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from cluster import batch, fsio, local_record
-from cluster.contract import ExitCode, JobHandle, JobRequest, JobState, Phase, SchedulerError
+from cluster.contract import (
+    ArrayRequest,
+    ExitCode,
+    JobHandle,
+    JobRequest,
+    JobState,
+    Phase,
+    SchedulerError,
+)
 from cluster.environment import passed_on
 from cluster.local_record import JobRecord, Owner, OwnRecords
 from cluster.processes import RankGroup, log_path, run_logged
@@ -69,17 +77,27 @@ class LocalExecutor:
 
     def submit(self, request: JobRequest) -> JobHandle:
         """Queue the job; it starts in `wait`. Raises batch.RequestError."""
-        batch.check_job_name(request.name)
-        batch.command(request)
+        name = _name(batch.check_job_name(request.name), request.task)
+        batch.command(replace(request, task=None))
         fsio.make_dir(request.log_dir)
         if self._records is None:
             self._records = OwnRecords()
-        record = self._records.create(request.name)
+        record = self._records.create(name)
         self._jobs[record.job_id] = _Job(request=request, record=record)
         return record.handle
 
-    def render(self, request: JobRequest) -> str:
+    def submit_array(self, array: ArrayRequest) -> list[JobHandle]:
+        """Queue the jobs, one after the other. Raises batch.RequestError."""
+        return [self.submit(task) for task in array.tasks]
+
+    def array_limit(self) -> int:
+        """As many as one likes."""
+        return sys.maxsize
+
+    def render(self, request: JobRequest | ArrayRequest) -> str:
         """The commands that `wait` runs, for people to read."""
+        if isinstance(request, ArrayRequest):
+            return "\n".join(self.render(replace(task, task=None)) for task in request.tasks)
         exports = sorted(request.env.items())
         return "\n".join(
             [
@@ -94,12 +112,12 @@ class LocalExecutor:
         """States of jobs of any process here. Raises SchedulerError for jobs elsewhere."""
         return {handle: self._state(handle) for handle in handles}
 
-    def find(self, name: str) -> JobHandle | None:
+    def find(self, name: str, task: int | None = None) -> JobHandle | None:
         """The newest job of that name queued or running in any process of this user."""
         alive = [
             record
             for record in local_record.iterate()
-            if record.name == name and record.state.phase is not Phase.GONE
+            if record.name == _name(name, task) and record.state.phase is not Phase.GONE
         ]
         return max(alive, key=lambda record: record.submitted_at).handle if alive else None
 
@@ -172,7 +190,7 @@ class LocalExecutor:
         request = job.request
         try:
             job.group = RankGroup(
-                request.argv,
+                [*request.argv, *request.target],
                 self._environment(job),
                 request.resources.world_size,
                 request.log_dir,
@@ -207,7 +225,8 @@ class LocalExecutor:
             self._set(job, phase=Phase.GONE, reason=reason, exit_code=code)
 
     def _run_epilogue(self, job: _Job, code: int, *flags: str) -> int:
-        argv = [*job.request.epilogue, "--exit-code", str(code), *flags]
+        request = job.request
+        argv = [*request.epilogue, *request.target, "--exit-code", str(code), *flags]
         try:
             return run_logged(argv, self._environment(job), log_path(job.request.log_dir, 0))
         except OSError as error:
@@ -283,6 +302,11 @@ class LocalExecutor:
                 f" ORCHESTRATE_GONE_HOSTS={handle.cluster}"
             )
         return JobState(phase=Phase.GONE, reason="the process that ran it is gone")
+
+
+def _name(name: str, task: int | None) -> str:
+    """What a job is found by; the jobs of an array share their name."""
+    return name if task is None else f"{name}_{task}"
 
 
 def _machines_known_here() -> set[str]:

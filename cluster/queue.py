@@ -43,18 +43,31 @@ PHASES: Mapping[str, Phase] = {
 }
 
 # The name comes last: of jobs that are not ours it may hold the separator.
-SQUEUE_FIELDS = ("JobID", "State", "Reason", "RestartCnt", "SubmitTime", "exit_code", "Name")
+SQUEUE_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "SubmitTime", "exit_code", "Name")
 SQUEUE_FORMAT = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedJob:
-    """One line of squeue; `submitted_at` is unix seconds, renewed by SLURM at every requeue."""
+    """One line of squeue; `submitted_at` is unix seconds, renewed by SLURM at every requeue.
+
+    `job_id` is `<array>_<task>` for a job of an array.
+    """
 
     job_id: str
     name: str
     submitted_at: float
     state: JobState
+
+
+def own_job_id(environ: Mapping[str, str]) -> str | None:
+    """The id by which SLURM's commands know the job of this process, None outside of SLURM.
+
+    For a job of an array that is `<array>_<task>`: the number in SLURM_JOB_ID is for one of its
+    tasks the id of the whole array as well, and what is done to it is done to all.
+    """
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
 def phase(state: str) -> Phase:
@@ -94,7 +107,7 @@ def _job(row: Mapping[str, str]) -> QueuedJob:
     waits = row["Reason"] if row["Reason"] not in ("None", "") else state
     reason = waits if now is Phase.PENDING else state
     return QueuedJob(
-        job_id=row["JobID"],
+        job_id=row["JobArrayID"],
         name=row["Name"],
         submitted_at=float(row["SubmitTime"]),
         state=JobState(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cluster import array as job_array
 from cluster import batch, fsio
-from cluster.contract import JobHandle, JobRequest, JobState, Phase, SchedulerError
+from cluster.contract import (
+    ArrayRequest,
+    JobHandle,
+    JobRequest,
+    JobState,
+    Phase,
+    SchedulerError,
+)
 from cluster.environment import passed_on
 from cluster.queue import SQUEUE_FORMAT, QueuedJob, parse_scontrol_config, parse_squeue
 
@@ -36,7 +46,7 @@ class SlurmExecutor:
 
     def __init__(self, *, ghost_patience_seconds: float = 30.0) -> None:
         self._ghost_patience_seconds = ghost_patience_seconds
-        self._cluster: str | None = None
+        self._config: dict[str, str] | None = None
 
     def submit(self, request: JobRequest) -> JobHandle:
         """Hand the job to sbatch.
@@ -49,19 +59,40 @@ class SlurmExecutor:
             self._check_own(handle)
         submission, command = self._prepare(request)
         fsio.make_dir(request.log_dir)
-        try:
-            job_id = submission.submit_command(command)
-        except SchedulerError as error:
-            return self._ghost(request.name, error)
-        return JobHandle(
-            executor=self.name,
-            cluster=self.cluster(),
-            job_id=job_id,
-            submitted_at=self._submit_time(job_id),
-        )
+        return self._handle(self._sbatch(submission, command, request.name))
 
-    def render(self, request: JobRequest) -> str:
-        """The sbatch script `submit` hands over; needs no SLURM. Raises batch.RequestError."""
+    def submit_array(self, array: ArrayRequest) -> list[JobHandle]:
+        """Hand all jobs to sbatch in one call, as a job array.
+
+        Raises:
+            batch.RequestError: a value that no script may hold; nothing was submitted.
+            SchedulerError: as for `submit`; an array is made whole or not at all.
+        """
+        for handle in array.tasks[0].after:
+            self._check_own(handle)
+        submission, command = self._prepare(array)
+        fsio.make_dir(array.folder)
+        for task in array.tasks:
+            fsio.make_dir(task.log_dir)
+            (array.folder / str(task.task)).symlink_to(task.log_dir)
+        made = self._sbatch(submission, command, array.tasks[0].name)
+        made_id = made.job_id.partition("_")[0]
+        return [
+            replace(
+                self._handle(made), job_id=f"{made_id}_{task.task}", array_size=len(array.tasks)
+            )
+            for task in array.tasks
+        ]
+
+    def array_limit(self) -> int:
+        """MaxArraySize, above every task's number, and less where a site says so."""
+        config = self._configuration()
+        found = re.search(r"max_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
+        limits = [config.get("MaxArraySize", "1"), *(found.groups() if found else ())]
+        return max(1, min(int(limit) for limit in limits))
+
+    def render(self, request: JobRequest | ArrayRequest) -> str:
+        """The sbatch script that is handed over; needs no SLURM. Raises batch.RequestError."""
         submission, command = self._prepare(request)
         return submission.render(command)
 
@@ -71,12 +102,18 @@ class SlurmExecutor:
             return {}
         for handle in handles:
             self._check_own(handle)
-        known = {job.job_id: job for job in self._squeue("--jobs", _ids(handles))}
+        jobs = ",".join(sorted({handle.job_id.partition("_")[0] for handle in handles}))
+        known = {job.job_id: job for job in self._squeue("--jobs", jobs)}
         return {handle: _state_of(handle, known.get(handle.job_id)) for handle in handles}
 
-    def find(self, name: str) -> JobHandle | None:
+    def find(self, name: str, task: int | None = None) -> JobHandle | None:
         """The newest job of ours with that name that waits or runs. Raises SchedulerError."""
-        alive = [job for job in self._named(name) if job.state.phase is not Phase.GONE]
+        number = "" if task is None else str(task)
+        alive = [
+            job
+            for job in self._named(name)
+            if job.state.phase is not Phase.GONE and job.job_id.partition("_")[2] == number
+        ]
         return self._handle(alive[-1]) if alive else None
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
@@ -85,7 +122,7 @@ class SlurmExecutor:
         alive = [handle for handle in handles if states[handle].phase is not Phase.GONE]
         if alive:
             try:
-                _run(["scancel", *(handle.job_id for handle in alive)])
+                _run(["scancel", *job_array.grouped(handle.job_id for handle in alive)])
             except SchedulerError as error:
                 # Some ended between the question and the order, which some versions call an error.
                 if not any(mark in str(error) for mark in (_UNKNOWN_JOB, "already completing")):
@@ -124,17 +161,38 @@ class SlurmExecutor:
 
     def cluster(self) -> str:
         """ClusterName of the controller this shell talks to. Raises SchedulerError."""
-        if self._cluster is None:
-            config = parse_scontrol_config(_run(["scontrol", "show", "config"]))
-            self._cluster = config.get("ClusterName", "")
-        return self._cluster
+        return self._configuration().get("ClusterName", "")
 
-    def _prepare(self, request: JobRequest) -> tuple[CommandSubmission, str]:
+    def _configuration(self) -> dict[str, str]:
+        if self._config is None:
+            self._config = parse_scontrol_config(_run(["scontrol", "show", "config"]))
+        return self._config
+
+    def _prepare(self, request: JobRequest | ArrayRequest) -> tuple[CommandSubmission, str]:
         from cluster.submission import CommandSubmission
 
-        values = batch.parameters(request, passed_on(os.environ))
+        shell = passed_on(os.environ)
+        if isinstance(request, ArrayRequest):
+            values = job_array.parameters(request, shell)
+            submission = CommandSubmission(request.folder, values, tasks=len(request.tasks))
+            job = request.tasks[0]
+        else:
+            submission = CommandSubmission(request.log_dir, batch.parameters(request, shell))
+            job = request
         # In the background, so that the script can act on a signal while the ranks still run.
-        return CommandSubmission(request.log_dir, values), f"{batch.command(request)} &"
+        return submission, f"{batch.command(job)} &"
+
+    def _sbatch(self, submission: CommandSubmission, command: str, name: str) -> QueuedJob:
+        """Submit; the job as the controller tells of it, with its own clock's time."""
+        try:
+            job_id = submission.submit_command(command)
+        except SchedulerError as error:
+            return self._ghost(name, error)
+        jobs = self._squeue("--jobs", job_id)
+        if jobs:
+            return replace(jobs[0], job_id=job_id)
+        state = JobState(phase=Phase.PENDING)
+        return QueuedJob(job_id=job_id, name=name, submitted_at=time.time(), state=state)
 
     def _check_own(self, handle: JobHandle) -> None:
         if handle.executor != self.name or handle.cluster != self.cluster():
@@ -144,12 +202,7 @@ class SlurmExecutor:
                 " run the command where the job was submitted"
             )
 
-    def _submit_time(self, job_id: str) -> float:
-        """The controller's own clock, which later answers are compared with."""
-        jobs = self._squeue("--jobs", job_id)
-        return jobs[0].submitted_at if jobs else time.time()
-
-    def _ghost(self, name: str, error: SchedulerError) -> JobHandle:
+    def _ghost(self, name: str, error: SchedulerError) -> QueuedJob:
         """The job that an unanswered sbatch made all the same; else raise what sbatch said."""
         silent = any(mark in str(error) for mark in _UNREACHABLE)
         deadline = time.monotonic() + (self._ghost_patience_seconds if silent else 0.0)
@@ -159,7 +212,7 @@ class SlurmExecutor:
                 jobs = self._named(name)
                 reached = True
                 if jobs:
-                    return self._handle(jobs[-1])
+                    return jobs[-1]
             except SchedulerError:
                 reached = False
             if time.monotonic() >= deadline:
@@ -174,7 +227,7 @@ class SlurmExecutor:
 
     def _named(self, name: str) -> list[QueuedJob]:
         jobs = self._squeue("--name", batch.check_job_name(name), "--user", str(os.geteuid()))
-        return sorted(jobs, key=lambda job: (job.submitted_at, int(job.job_id)))
+        return sorted(jobs, key=lambda job: (job.submitted_at, int(job.job_id.partition("_")[0])))
 
     def _handle(self, job: QueuedJob) -> JobHandle:
         return JobHandle(
@@ -185,7 +238,7 @@ class SlurmExecutor:
         )
 
     def _squeue(self, *selection: str) -> list[QueuedJob]:
-        base = ["squeue", "--noheader", "--states=all", "--Format", SQUEUE_FORMAT]
+        base = ["squeue", "--noheader", "--array", "--states=all", "--Format", SQUEUE_FORMAT]
         try:
             return parse_squeue(_run([*base, *selection]))
         except SchedulerError as error:
@@ -196,10 +249,6 @@ class SlurmExecutor:
             raise SchedulerError(
                 f"squeue: an answer this version does not know: {error}"
             ) from error
-
-
-def _ids(handles: Sequence[JobHandle]) -> str:
-    return ",".join(sorted({handle.job_id for handle in handles}))
 
 
 def _state_of(handle: JobHandle, job: QueuedJob | None) -> JobState:

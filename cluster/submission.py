@@ -11,6 +11,7 @@ from typing import Any
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor as SubmititExecutor
+from submitit.slurm.slurm import _make_sbatch_string
 
 from cluster.contract import SchedulerError
 
@@ -27,9 +28,11 @@ class CommandSubmission(SubmititExecutor):  # type: ignore[misc]
     of 0.2 s between submissions, made for arrays of strangers, is not paid.
     """
 
-    def __init__(self, folder: Path, parameters: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, Any], *, tasks: int = 0) -> None:
+        """`tasks` is the number of jobs of an array, 0 for a job by itself."""
         super().__init__(folder=folder)
         self.update_parameters(**parameters)
+        self._tasks = tasks
 
     @classmethod
     def affinity(cls) -> int:
@@ -60,6 +63,14 @@ class CommandSubmission(SubmititExecutor):  # type: ignore[misc]
             if link.is_symlink() and link.resolve() == script.resolve():
                 link.unlink()
         return str(job.job_id)
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """Logs of an array's tasks go where the array's folder has a link with their number."""
+        if not self._tasks:
+            return str(super()._make_submission_file_text(command, uid))
+        folder = self.folder / "%a"
+        values = {**self.parameters, "map_count": self._tasks}
+        return str(_make_sbatch_string(command=command, folder=folder, **values))
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         dropped = [name for name in sorted(os.environ) if self._overrides(name)]

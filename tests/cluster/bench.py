@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from cluster.contract import Executor, JobHandle, JobRequest, JobState, Phase, Resources
+from cluster.contract import (
+    ArrayRequest,
+    Executor,
+    JobHandle,
+    JobRequest,
+    JobState,
+    Phase,
+    Resources,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -74,8 +83,9 @@ class Bench:
         target = (str(stage), "--submission", "1")
         return JobRequest(
             name=f"{self.prefix}.{name}",
-            argv=(PYTHON, "-m", "tests.cluster.stage", *target, *arguments),
-            epilogue=(PYTHON, "-m", "cluster.epilogue", *target),
+            argv=(PYTHON, "-m", "tests.cluster.stage", *arguments),
+            epilogue=(PYTHON, "-m", "cluster.epilogue"),
+            target=target,
             resources=resources or Resources(),
             log_dir=stage / "logs",
             env={"PYTHONPATH": str(REPOSITORY), **(env or {})},
@@ -88,6 +98,29 @@ class Bench:
         handle = self.executor.submit(request)
         self.handles.append(handle)
         return Job(stage=request.log_dir.parent, handle=handle)
+
+    def array_request(
+        self, name: str, numbers: Sequence[int], *arguments: str, **options: Any
+    ) -> ArrayRequest:
+        tasks = [
+            replace(
+                self.request(f"{name}-{number}", *arguments, **options),
+                name=f"{self.prefix}.{name}",
+                task=number,
+            )
+            for number in numbers
+        ]
+        folder = self.root / f"array-{name}-{os.urandom(3).hex()}"
+        return ArrayRequest(folder=folder, tasks=tuple(tasks))
+
+    def submit_array(
+        self, name: str, numbers: Sequence[int], *arguments: str, **options: Any
+    ) -> list[Job]:
+        array = self.array_request(name, numbers, *arguments, **options)
+        handles = self.executor.submit_array(array)
+        self.handles += handles
+        stages = [task.log_dir.parent for task in array.tasks]
+        return [Job(stage=s, handle=h) for s, h in zip(stages, handles, strict=True)]
 
     def wait(self, *jobs: Job, seconds: float = 60) -> list[JobState]:
         states = self.executor.wait([job.handle for job in jobs], timeout=seconds)

@@ -175,6 +175,7 @@ PLACES: dict[str, Callable[[str, JobRequest], JobRequest]] = {
     "env value": lambda v, r: replace(r, env={"OURS": v}),
     "env name": lambda v, r: replace(r, env={v: "1"}),
     "after": lambda v, r: replace(r, after=(handle(v),)),
+    "target": lambda v, r: replace(r, target=(v,)),
     "log_dir": lambda v, r: replace(r, log_dir=r.log_dir / v.replace("/", "_")),
     "partition": lambda v, r: replace(r, resources=replace(r.resources, partition=v)),
     "account": lambda v, r: replace(r, resources=replace(r.resources, account=v)),

@@ -121,6 +121,43 @@ def test_a_job_is_found_by_name_only_while_it_waits_or_runs(bench: Bench) -> Non
     assert bench.executor.find(name) is None
 
 
+def test_the_jobs_of_an_array_are_jobs_of_their_own_and_a_dependent_waits_for_all(
+    bench: Bench,
+) -> None:
+    tasks = bench.submit_array("parts", [0, 2, 3])
+    child = bench.submit("child", after=tuple(tasks))
+    states = bench.wait(*tasks, child)
+    assert [state.exit_code for state in states] == [0] * 4
+    assert len({job.handle for job in tasks}) == 3
+    ends = [job.ended(0)["finished_at"] for job in (*tasks, child)]
+    assert max(ends) == ends[-1]
+    for job in tasks:
+        assert "rank 0 of 1 starts" in job.log()
+        assert job.ended(0)["decision"] == "finished"
+
+
+def test_one_job_of_an_array_is_found_by_its_number_and_cancelled_alone(bench: Bench) -> None:
+    tasks = bench.submit_array("parts", [0, 1], "--steps", "40")
+    name = f"{bench.prefix}.parts"
+    for number, job in enumerate(tasks):
+        found = bench.executor.find(name, task=number)
+        assert found is not None and found.job_id == job.handle.job_id
+    assert bench.executor.find(name) is None
+    assert bench.executor.find(name, task=7) is None
+    bench.executor.cancel([tasks[1].handle])
+    states = bench.wait(*tasks)
+    assert states[0].exit_code == 0 and tasks[0].result() is not None
+    assert states[1].phase is Phase.GONE and tasks[1].result() is None
+
+
+def test_a_dependent_of_an_array_never_runs_when_one_of_its_jobs_failed(bench: Bench) -> None:
+    failing = bench.submit_array("parts", [0, 1], "--exit", "0:*:70")
+    child = bench.submit("child", after=tuple(failing))
+    states = bench.wait(*failing, child)
+    assert [state.exit_code for state in states[:2]] == [70, 70]
+    assert states[2].phase is Phase.GONE and not child.attempts()
+
+
 def test_one_failing_rank_ends_all_ranks_within_seconds(bench: Bench) -> None:
     arguments = ("--steps", "100000", "--exit", "0:1:65", "--record-failure")
     job = bench.submit("broken", *arguments, resources=TWO_BY_TWO)
@@ -149,6 +186,8 @@ def test_wait_calls_back_and_respects_its_timeout(bench: Bench) -> None:
 def test_rendering_shows_the_command_and_submits_nothing(bench: Bench) -> None:
     text = bench.executor.render(bench.request("shown", "--steps", "7"))
     assert "-m tests.cluster.stage" in text and "--steps 7" in text
+    array = bench.executor.render(bench.array_request("shown", [0, 5], "--steps", "7"))
+    assert "shown-0" in array and "shown-5" in array
     assert bench.executor.find(f"{bench.prefix}.shown") is None
 
 

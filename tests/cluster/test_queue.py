@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cluster.contract import Phase
-from cluster.queue import PHASES, parse_scontrol_config, parse_scontrol_job, parse_squeue, phase
+from cluster.queue import (
+    PHASES,
+    own_job_id,
+    parse_scontrol_config,
+    parse_scontrol_job,
+    parse_squeue,
+    phase,
+)
 
 SQUEUE = """\
 1|FAILED|NonZeroExitCode|0|1795176154|768|a b|c|
@@ -44,6 +51,29 @@ def test_squeue_lines_are_read() -> None:
     assert jobs["5"].state.exit_code is None
     assert (jobs["6"].state.reason, jobs["6"].state.exit_code) == ("COMPLETED", 0)
     assert jobs["1"].submitted_at == 1795176154
+
+
+ARRAY = """\
+1_2|PENDING|BeginTime|1|1795268877|0|s.sh|
+1_0|RUNNING|None|0|1795268874|0|s.sh|
+1_3|COMPLETED|None|0|1795268874|0|s.sh|
+5|CANCELLED|DependencyNeverSatisfied|0|1795268880|0|dep2|
+"""
+
+
+def test_the_tasks_of_an_array_are_jobs_of_their_own() -> None:
+    jobs = {job.job_id: job for job in parse_squeue(ARRAY)}
+    assert jobs["1_2"].state.phase is Phase.PENDING and jobs["1_2"].state.restarts == 1
+    assert jobs["1_0"].state.phase is Phase.RUNNING
+    assert jobs["1_3"].state.exit_code == 0
+    assert jobs["5"].state.phase is Phase.GONE
+
+
+def test_a_task_of_an_array_is_known_by_the_array_and_its_number() -> None:
+    task = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert own_job_id(task) == "7_3"
+    assert own_job_id({"SLURM_JOB_ID": "7"}) == "7"
+    assert own_job_id({}) is None
 
 
 def test_an_empty_queue_is_no_job() -> None:

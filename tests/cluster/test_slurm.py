@@ -7,12 +7,13 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.contract import Phase, Resources, SchedulerError
+from cluster.contract import ArrayRequest, Phase, Resources, SchedulerError
 from cluster.doctor import has_gpus, slurm_facts
 from cluster.slurm import SlurmExecutor
 from tests.cluster.bench import Bench
@@ -33,7 +34,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[PrivateSlurm, Ben
         yield cluster, Bench(executor=executor, root=cluster.shared / "s", prefix="ghost")
 
 
-def test_a_job_made_by_an_unanswered_sbatch_is_found(
+def test_jobs_made_by_an_unanswered_sbatch_are_found(
     hanging: tuple[PrivateSlurm, Bench],
 ) -> None:
     cluster, bench = hanging
@@ -43,12 +44,16 @@ def test_a_job_made_by_an_unanswered_sbatch_is_found(
     timer = threading.Timer(5.0, cluster.signal_controller, [signal.SIGCONT])
     timer.start()
     begun = time.monotonic()
-    job = bench.submit("job")
+    with ThreadPoolExecutor() as threads:
+        one = threads.submit(bench.submit, "job")
+        several = threads.submit(bench.submit_array, "array", [0, 2])
+        job, tasks = one.result(), several.result()
     timer.join()
     assert time.monotonic() - begun > 2
     assert job.handle.cluster == name
-    assert bench.wait(job)[0].exit_code == 0
-    assert len([j for j in cluster.squeue() if j["Name"] == "ghost.job"]) == 1
+    assert [state.exit_code for state in bench.wait(job, *tasks)] == [0, 0, 0]
+    names = [j["Name"] for j in cluster.squeue()]
+    assert (names.count("ghost.job"), names.count("ghost.array")) == (1, 2)
 
 
 def test_a_dead_controller_is_told_apart_from_a_refusal(
@@ -93,6 +98,34 @@ def test_the_newest_job_of_a_name_is_found(slurm_bench: Bench) -> None:
     assert slurm_bench.executor.find(f"{slurm_bench.prefix}.twice") == second.handle
     slurm_bench.executor.cancel([first.handle, second.handle])
     assert slurm_bench.executor.find(f"{slurm_bench.prefix}.twice") is None
+
+
+def test_the_size_of_an_array_is_what_the_site_allows(
+    slurm_here: PrivateSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = SlurmExecutor()
+    assert executor.array_limit() == 1001  # SLURM's default
+    for settings, limit in [
+        ({"MaxArraySize": "50"}, 50),
+        ({"MaxArraySize": "50", "SchedulerParameters": "bf_interval=1,max_array_tasks=8"}, 8),
+        ({"MaxArraySize": "0"}, 1),
+        ({}, 1),
+    ]:
+        monkeypatch.setattr(executor, "_config", settings)
+        assert executor.array_limit() == limit
+
+
+def test_an_array_of_a_thousand_is_one_call_of_each_command(slurm_bench: Bench) -> None:
+    request = slurm_bench.request("many", resources=LATER)
+    tasks = tuple(replace(request, task=number) for number in range(1000))
+    array = ArrayRequest(folder=slurm_bench.root / "array", tasks=tasks)
+    handles = slurm_bench.executor.submit_array(array)
+    states = slurm_bench.executor.query(handles)
+    assert {state.phase for state in states.values()} == {Phase.PENDING} and len(states) == 1000
+    slurm_bench.executor.cancel(handles[:999])
+    assert slurm_bench.executor.query([handles[0]])[handles[0]].phase is Phase.GONE
+    assert slurm_bench.executor.query([handles[999]])[handles[999]].phase is Phase.PENDING
+    slurm_bench.executor.cancel(handles)
 
 
 def test_variables_of_the_shell_do_not_override_the_script(
@@ -163,7 +196,8 @@ def test_nodes_do_not_share_tmp(slurm_bench: Bench, slurm: PrivateSlurm, tmp_pat
     if not slurm.isolated:
         pytest.skip("this user may not create mount namespaces, so the nodes share /tmp")
     request = slurm_bench.request("hidden")
-    request = replace(request, argv=("/bin/ls", str(tmp_path)), epilogue=("/bin/true",))
+    words = {"argv": ("/bin/ls", str(tmp_path)), "epilogue": ("/bin/true",), "target": ()}
+    request = replace(request, **words)  # type: ignore[arg-type]
     job = slurm_bench.executor.submit(request)
     slurm_bench.executor.wait([job], timeout=30)
     log = (request.log_dir / f"{job.job_id}_0_log.out").read_text()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -52,13 +52,27 @@ def _submit(bench: Bench, name: str, *arguments: str, partition: str | None = No
     return bench.submit(name, *LENGTH, *arguments, resources=resources)
 
 
+def _array(
+    bench: Bench, name: str, tasks: Sequence[str], partition: str | None = None
+) -> dict[str, Job]:
+    """The tasks of one job array, numbered in the order of their names."""
+    resources = Resources(nodes=2, tasks_per_node=1, partition=partition)
+    jobs = bench.submit_array(name, range(len(tasks)), *LENGTH, resources=resources)
+    return {f"{name}_{task}": job for task, job in zip(tasks, jobs, strict=True)}
+
+
 @pytest.fixture(scope="module")
 def signalled(module_bench: Bench, slurm: PrivateSlurm) -> dict[str, Outcome]:
     """Jobs hit one by one: the time limit's warning, a requeue by hand, a killed rank, a cancel."""
     names = ("warned", "requeued", "rank_killed", "cancelled")
     jobs = {name: _submit(module_bench, name) for name in names}
+    # The last task of an array has the number of the array: it is the one to requeue itself.
+    jobs |= _array(module_bench, "task", ("cancelled", "requeued", "rank_killed"))
 
     def hit() -> None:
+        slurm.run("scontrol", "requeue", jobs["task_requeued"].handle.job_id)
+        os.kill(jobs["task_rank_killed"].rank(0, 1)["pid"], signal.SIGKILL)
+        slurm.run("scancel", jobs["task_cancelled"].handle.job_id)
         slurm.run("scancel", "--signal=USR2", jobs["warned"].handle.job_id)
         slurm.run("scontrol", "requeue", jobs["requeued"].handle.job_id)
         os.kill(jobs["rank_killed"].rank(0, 1)["pid"], signal.SIGKILL)
@@ -79,6 +93,7 @@ def preempted(
         "slow": _submit(module_bench, "p-slow", "--save-seconds", "60", partition="cancel"),
         "deaf": _submit(module_bench, "p-deaf", "--deaf-to", "SIGTERM", partition="cancel"),
     }
+    jobs |= _array(module_bench, "cancelling", ("0", "1"), partition="cancel")
 
     def hit() -> None:
         slurm.preempt(2)
@@ -142,6 +157,29 @@ def test_a_cancelled_job_never_comes_back(signalled: dict[str, Outcome]) -> None
     assert ended["decision"] == "stop"
     assert ended["reason"] == "cancelled through the scheduler"
     assert ended["step"] > 0
+
+
+@pytest.mark.parametrize("hit", ["requeued", "rank_killed"])
+def test_a_task_of_an_array_goes_on_in_place_and_alone(
+    signalled: dict[str, Outcome], hit: str
+) -> None:
+    """Its requeue must not be that of the array, whose number one of the tasks has as its own."""
+    killed = hit == "rank_killed"
+    _check_continued(signalled[f"task_{hit}"], self_ended=killed, saved=not killed)
+
+
+def test_a_cancelled_task_of_an_array_never_comes_back(signalled: dict[str, Outcome]) -> None:
+    job, state = signalled["task_cancelled"]
+    assert (state.phase, state.reason) == (Phase.GONE, "CANCELLED")
+    assert job.attempts() == ["s001r000"] and job.result() is None
+    assert job.ended(0)["reason"] == "cancelled through the scheduler"
+
+
+def test_preemption_that_cancels_is_turned_into_a_requeue_of_each_task(
+    preempted: dict[str, Outcome],
+) -> None:
+    for task in ("0", "1"):
+        _check_continued(preempted[f"cancelling_{task}"], self_ended=False)
 
 
 def test_preemption_that_requeues_saves_and_goes_on(preempted: dict[str, Outcome]) -> None:
