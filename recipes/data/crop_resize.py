@@ -87,40 +87,43 @@ def _scaled(images: Tensor, box: Box, size: int) -> Tensor:
 
 def _turned(images: Tensor, box: Box, angle: float, size: int) -> Tensor:
     """One box that shows the picture turned by `angle` degrees counter-clockwise."""
+    y, x = _source_points(box, angle, size, images.device)
+    whole = Crops(boxes=np.array([[box]]), angles=np.array([[angle]])).outer(*images.shape[2:])
+    top, bottom = _whole(whole.top, whole.height, images.shape[2])
+    left, right = _whole(whole.left, whole.width, images.shape[3])
+    height = max(1, round((bottom - top) * size / box.height))
+    width = max(1, round((right - left) * size / box.width))
+    around = _resize(images[:, :, top:bottom, left:right], height, width).float()
+    places = torch.stack(
+        [2 * (x - left) / (right - left) - 1, 2 * (y - top) / (bottom - top) - 1], dim=-1
+    ).expand(len(images), -1, -1, -1)
+    turned = functional.grid_sample(around, places, padding_mode="border", align_corners=False)
+    # Rounding to whole pixels may leave a box up to one outside what was read; more is outside the
+    # picture.
+    inside = (y > -1) & (y < images.shape[2] + 1) & (x > -1) & (x < images.shape[3] + 1)
+    return turned.mul_(inside).round_().clamp_(0, 255).to(images.dtype)
+
+
+def _source_points(
+    box: Box, angle: float, size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where the pixels of the result come from: y and x (size, size) in the units of `box`."""
     radians = math.radians(angle)
     cos, sin = math.cos(radians), math.sin(radians)
-    middle = (box.top + box.height / 2, box.left + box.width / 2)
-    reach = (
-        abs(cos) * box.height / 2 + abs(sin) * box.width / 2,
-        abs(cos) * box.width / 2 + abs(sin) * box.height / 2,
+    steps = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size - 0.5
+    down, across = (steps * box.height)[:, None], (steps * box.width)[None, :]
+    return (
+        box.top + box.height / 2 + across * sin + down * cos,
+        box.left + box.width / 2 + across * cos - down * sin,
     )
-    top, bottom = _whole(middle[0] - reach[0], 2 * reach[0], images.shape[2])
-    left, right = _whole(middle[1] - reach[1], 2 * reach[1], images.shape[3])
-    down, across = size / box.height, size / box.width
-    height, width = round((bottom - top) * down), round((right - left) * across)
-    around = _resize(images[:, :, top:bottom, left:right], max(1, height), max(1, width))
-    # Pixel centres of the result, from the middle of the box, in pixels of the file.
-    steps = torch.arange(size, dtype=torch.float32, device=images.device)
-    steps = (steps + 0.5) / size - 0.5
-    y, x = (steps * box.height)[:, None], (steps * box.width)[None, :]
-    source_y = middle[0] + x * sin + y * cos
-    source_x = middle[1] + x * cos - y * sin
-    grid = torch.stack(
-        [
-            2 * (source_x - left) / (right - left) - 1,
-            2 * (source_y - top) / (bottom - top) - 1,
-        ],
-        dim=-1,
-    )
-    grid = grid.expand(len(images), -1, -1, -1)
-    turned = functional.grid_sample(around.float(), grid, align_corners=False)
-    return turned.round_().clamp_(0, 255).to(images.dtype)
 
 
 def _whole(start: float, length: float, limit: int) -> tuple[int, int]:
     """First and last plus one of at least one whole pixel below `limit`."""
-    first = min(max(0, round(start)), limit - 1)
-    return first, max(first + 1, min(limit, first + round(length)))
+    first = round(start)
+    last = min(limit, first + round(length))
+    first = min(max(0, first), limit - 1)
+    return first, max(first + 1, last)
 
 
 def _resize(images: Tensor, height: int, width: int) -> Tensor:

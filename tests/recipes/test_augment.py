@@ -1,8 +1,8 @@
-"""Colour and blur on batches: scope, independence of the batch, agreement with naive operations."""
+"""Colour, blur and erasing on batches: scope, independence of the batch, naive operations."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,58 +10,85 @@ import torch
 from torch import Tensor
 
 from recipes.data import colour as module
-from recipes.data.augment import augment, normalize
+from recipes.data.augment import augment
 from recipes.data.augment_presets import AUGMENT_PRESETS
 from recipes.data.augment_presets import DPC as DPC_AUGMENT
-from recipes.data.blur import blur_matrix
 from recipes.data.clip_config import (
     NO_AUGMENT,
     AugmentConfig,
     JitterConfig,
+    Scope,
 )
+from tests.recipes.clips_for_tests import constant_clips, frames_of, random_clips
 
 JITTER = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2, p=1.0)
 LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 
 
-def random_clips(batch: int, low: int = 0, high: int = 256) -> Tensor:
-    generator = torch.Generator().manual_seed(batch)
-    shape = (batch, 2, 3, 4, 12, 10)
-    return torch.randint(low, high, shape, dtype=torch.uint8, generator=generator)
+def colour(scope: Scope) -> AugmentConfig:
+    return AugmentConfig(
+        jitter=JITTER,
+        gray_split=0.3,
+        gray=0.3,
+        solarize=0.5,
+        colour_scope=scope,
+        blur=0.5,
+        blur_scope=scope,
+        erase=0.5,
+        erase_scope=scope,
+    )
 
 
-def constant_clips() -> Tensor:
-    frame = random_clips(3)[:, :1, :, :1]
-    return frame.expand(3, 2, 3, 4, 12, 10).contiguous()
+SCOPES: tuple[Scope, ...] = ("per_clip", "per_block", "per_frame")
 
 
-def frames_of(clips: Tensor) -> Tensor:
-    """(B, N*T, C, H, W)."""
-    return clips.transpose(2, 3).flatten(1, 2)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"jitter": JITTER},
+        {"gray_split": 1.0},
+        {"gray": 0.5},
+        {"solarize": 0.5},
+        {"blur": 1.0},
+        {"erase": 1.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_constant_video_differs_between_draws_and_nowhere_else(
+    scope: Scope, changes: dict[str, Any]
+) -> None:
+    config = AugmentConfig(**changes, colour_scope=scope, blur_scope=scope, erase_scope=scope)
+    frames = augment(constant_clips(), torch.arange(3), config).transpose(2, 3)
+    same_time = (frames == frames[:, :, :1]).flatten(3).all(dim=3)
+    same_block = (frames == frames[:, :1]).flatten(2).all(dim=2)
+    assert bool(same_time.all()) == (scope != "per_frame")
+    assert bool(same_block.all()) == (scope == "per_clip")
 
 
-def colour(scope: Literal["per_frame", "per_clip"]) -> AugmentConfig:
-    return AugmentConfig(jitter=JITTER, gray_split=0.3, gray=0.3, blur=0.5, colour_scope=scope)
-
-
-def test_a_constant_video_stays_constant_over_time_per_clip() -> None:
-    frames = frames_of(augment(constant_clips(), torch.arange(3), colour("per_clip")))
-    assert torch.equal(frames, frames[:, :1].expand_as(frames))
-
-
-def test_a_constant_video_varies_over_time_per_frame() -> None:
+def test_all_frames_of_a_constant_video_differ_per_frame() -> None:
     frames = frames_of(augment(constant_clips(), torch.arange(3), colour("per_frame")))
-    different = (frames[:, 1:] != frames[:, :-1]).flatten(2).any(dim=2)
-    assert different.float().mean() > 0.9
+    for sample in frames.flatten(2):
+        assert len(torch.unique(sample, dim=0)) == 8
 
 
-@pytest.mark.parametrize("scope", ["per_frame", "per_clip"])
-def test_a_sample_does_not_depend_on_its_batch(scope: Literal["per_frame", "per_clip"]) -> None:
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_sample_does_not_depend_on_its_batch(scope: Scope) -> None:
     clips, seeds = random_clips(7), torch.arange(7) * 1000 + 5
     whole = augment(clips, seeds, colour(scope))
     order = torch.tensor([6, 2, 4])
     assert torch.equal(augment(clips[order], seeds[order], colour(scope)), whole[order])
     assert torch.equal(augment(clips[3:4], seeds[3:4], colour(scope)), whole[3:4])
+
+
+@pytest.mark.parametrize("changes", [{"erase": 0.0}, {"solarize": 0.0}])
+def test_switching_one_change_off_leaves_the_draws_of_the_others(changes: dict[str, Any]) -> None:
+    clips, seeds = random_clips(6), torch.arange(6)
+    full = augment(clips, seeds, colour("per_block"))
+    less = augment(clips, seeds, colour("per_block").model_copy(update=changes))
+    touched = (full != less).flatten(1).any(dim=1)
+    assert touched.any()
+    assert not touched.all()
 
 
 def test_another_seed_gives_another_result_and_the_same_seed_the_same() -> None:
@@ -165,30 +192,49 @@ def test_turning_the_hue_keeps_luma() -> None:
     assert (result - clips.double() / 255).abs().max() > 0.02
 
 
-@pytest.mark.parametrize(("side", "sigma"), [(12, 0.5), (40, 2.0), (112, 1.3)])
-def test_blur_equals_a_convolution_with_reflected_borders(side: int, sigma: float) -> None:
-    signal = np.random.default_rng(0).random(side)
-    radius = max(1, int(0.1 * side) // 2)
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    expected = np.convolve(np.pad(signal, radius, mode="reflect"), kernel / kernel.sum(), "valid")
-    assert np.allclose(blur_matrix(side, sigma) @ signal, expected)
-
-
-def test_blur_smooths_whole_clips_alike() -> None:
-    clips = constant_clips()
-    result = augment(clips, torch.arange(3), AugmentConfig(blur=1.0))
-    frames = frames_of(result)
-    assert torch.equal(frames, frames[:, :1].expand_as(frames))
-    assert result.diff(dim=-1).abs().mean() < (clips.float() / 255).diff(dim=-1).abs().mean()
-
-
-def test_normalize_gives_imagenet_statistics() -> None:
-    clips = torch.full((1, 2, 3, 4, 5, 5), 0.5)
-    expected = [
-        (0.5 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+def test_older_recipes_keep_the_values_they_had() -> None:
+    numbers = torch.arange(2 * 3 * 2 * 8 * 8).view(1, 2, 3, 2, 8, 8)
+    clips = (numbers * 37 % 256).to(torch.uint8)
+    cases = [
+        (
+            AUGMENT_PRESETS["dpc"],
+            12,
+            [
+                0.35291,
+                0.35291,
+                0.35291,
+                0.7468,
+                0.72113,
+                0.1773,
+                0.21313,
+                0.21313,
+                0.21313,
+                1,
+                1,
+                1,
+            ],
+        ),
+        (
+            AUGMENT_PRESETS["finetune"],
+            12,
+            [
+                *(0.26072, 0.41106, 0.11211, 0.40562, 0.55596, 0.257),
+                *(0.35291, 0.20257, 0.50153, 0.49781, 0.34747, 0.64643),
+            ],
+        ),
+        (
+            AugmentConfig(blur=1.0, gray=0.5),
+            3,
+            [
+                *(0.25428, 0.69412, 0.25428, 0.44314, 0.632, 0.44314),
+                *(0.69412, 0.25428, 0.69412, 0.632, 0.44314, 0.632),
+            ],
+        ),
     ]
-    assert torch.allclose(normalize(clips)[0, 0, :, 0, 0, 0], torch.tensor(expected))
-    assert normalize(clips[:, 0]).shape == (1, 3, 4, 5, 5)
+    for config, seed, expected in cases:
+        result = augment(clips, torch.tensor([seed]), config)
+        found = result[0, :, :, :, 3, 5].transpose(1, 2).flatten()
+        assert found.tolist() == pytest.approx(expected, abs=2e-5)
 
 
 def test_wrong_input_is_refused() -> None:
@@ -196,9 +242,29 @@ def test_wrong_input_is_refused() -> None:
         augment(torch.zeros(1, 1, 3, 2, 4, 4), torch.arange(1), NO_AUGMENT)
 
 
-def test_the_presets_are_those_of_dpc() -> None:
+@pytest.mark.parametrize("name", AUGMENT_PRESETS)
+def test_every_preset_is_valid_as_a_recipe_writes_it_and_runs_on_two_views(name: Any) -> None:
+    preset = AUGMENT_PRESETS[name]
+    assert AugmentConfig.model_validate_json(preset.model_dump_json(), strict=True) == preset
+    result = augment(random_clips(3), torch.arange(3), preset)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    frames = augment(constant_clips(), torch.arange(3), preset).transpose(2, 3)
+    static = bool((frames == frames[:, :, :1]).all())
+    assert static == (preset.colour_scope != "per_frame")
+
+
+def test_the_presets_are_those_of_their_papers() -> None:
     dpc, finetune = AUGMENT_PRESETS["dpc"], AUGMENT_PRESETS["finetune"]
     assert (dpc.jitter.p, finetune.jitter.p) == (1.0, 0.3)
     assert (dpc.colour_scope, finetune.colour_scope) == ("per_frame", "per_clip")
     assert dpc.gray_split == 0.5
     assert AUGMENT_PRESETS["none"] == AugmentConfig()
+    per_frame = {name for name, p in AUGMENT_PRESETS.items() if p.colour_scope == "per_frame"}
+    assert per_frame == {
+        *("dpc", "dpc_ucf101", "memdpc", "oad_frames", "opn", "pace", "tce", "videomoco")
+    }
+    without_flip = {name for name, p in AUGMENT_PRESETS.items() if not p.flip}
+    assert without_flip == {"none", "vcop"}
+    assert AUGMENT_PRESETS["cvrl"].blur == (1.0, 0.1)
+    assert AUGMENT_PRESETS["cvrl"].solarize == (0.0, 0.2)
