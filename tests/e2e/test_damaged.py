@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 CLIPS, DAMAGED, EPOCHS, BATCH = 80, 8, 2, 8
 STEPS = EPOCHS * (CLIPS // BATCH)
 RECIPE = """\
-defaults: [cluster: local, _self_]
+defaults: [cluster: local, tracking: disabled, _self_]
 name: damaged
 seed: 5
 data:
