@@ -51,46 +51,51 @@ def read(request: Request) -> Frames:
     # PyAV raises IndexError where damage makes up another stream
     failures = (av.FFmpegError, OSError, ValueError, IndexError)
     try:
-        for attempt in () if request.sequential else (_read_by_index, _read_by_packets):
+        if not request.sequential:
             try:
-                return turned(attempt(request), request.rotation)
+                return turned(_read_at(request), request.rotation)
             except (DoubtError, *failures):
-                continue  # what is really wrong shows below
+                pass  # what is really wrong shows below
         return turned(_read_in_order(request), request.rotation)
     except failures as error:
         reason = last_line(error)
         raise InputError(f"{request.path}: cannot be decoded by PyAV ({reason})") from error
 
 
-def _read_by_index(request: Request) -> Frames:
-    """Jump to each clip by the table in the header of a file without B-frames."""
+def _read_at(request: Request) -> Frames:
     with open_container(request.path) as container:
         stream = video_stream(container)
-        timeline = from_index(container, stream)
-        source = partial(_seek, container, stream, timeline)
-        return _decode(stream.codec_context, source, timeline, request)
+        table = from_index(container, stream)
+        if table is None:
+            return _read_by_packets(container, stream, request)
+        try:
+            source = partial(_seek, container, stream, table)
+            return _decode(stream.codec_context, source, table, request)
+        except DoubtError:
+            pass  # the packets themselves may tell
+    with open_container(request.path) as container:
+        return _read_by_packets(container, video_stream(container), request)
 
 
-def _seek(container: Any, stream: Any, timeline: Timeline, span: _Span) -> Iterator[Any]:
-    container.seek(int(timeline.times[span.first]), stream=stream)
+def _seek(container: Any, stream: Any, table: Timeline, span: _Span) -> Iterator[Any]:
+    """Jump to a span by the table in the header of a file without B-frames."""
+    container.seek(int(table.times[span.first]), stream=stream)
     numbers = range(span.first, span.last + 1)
     for number, packet in zip(numbers, packets_of(container, stream), strict=False):
-        if not packet.pts == packet.dts == timeline.times[number]:
+        if not packet.pts == packet.dts == table.times[number]:
             raise DoubtError("the file does not follow its table of packets")
         yield packet
 
 
-def _read_by_packets(request: Request) -> Frames:
+def _read_by_packets(container: Any, stream: Any, request: Request) -> Frames:
     """Look at all packets, then decode those of each clip."""
-    with open_container(request.path) as container:
-        stream = video_stream(container)
-        timeline, held = look(container, stream)
-        if held:
-            source: _Source = lambda span: held[span.first : span.last + 1]  # noqa: E731
-            return _decode(stream.codec_context, source, timeline, request)
-    with open_container(request.path) as container:
-        stream = video_stream(container)
-        source = partial(_skip, enumerate(packets_of(container, stream)))
+    timeline, held = look(container, stream)
+    if held:
+        source: _Source = lambda span: held[span.first : span.last + 1]  # noqa: E731
+        return _decode(stream.codec_context, source, timeline, request)
+    with open_container(request.path) as again:
+        stream = video_stream(again)
+        source = partial(_skip, enumerate(packets_of(again, stream)))
         return _decode(stream.codec_context, source, timeline, request)
 
 

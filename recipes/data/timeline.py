@@ -130,23 +130,22 @@ _INSPECTIONS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def from_index(container: Any, stream: Any) -> Timeline:
+def from_index(container: Any, stream: Any) -> Timeline | None:
     """The timeline of an MP4 or MOV file without reordering, from the table in its header.
 
     The table has decoding times only, hence without B-frames alone; no packet is read, which makes
-    a difference for the small files of the preparation stage.
+    a difference for the small files of the preparation stage. None for any other file.
 
     Raises:
-        DoubtError: another kind of file, or its table is not the list of its frames.
+        DoubtError: its time stamps are not unique, or it does not begin with a key frame.
     """
     codec = stream.codec_context
-    if "mov" not in container.format.name.split(","):
-        raise DoubtError("only MP4 and MOV have a table of all packets")
-    if codec.name != "h264" or codec.has_b_frames:
-        raise DoubtError("frames may be shown in another order than stored")
+    is_mp4 = "mov" in container.format.name.split(",")
+    if not is_mp4 or codec.name != "h264" or codec.has_b_frames:
+        return None
     rows = [
         (entry.timestamp, entry.is_keyframe, entry.is_discard) for entry in stream.index_entries
     ]
-    if not rows or len(rows) != stream.frames or any(row[2] for row in rows):
-        raise DoubtError("the table of packets is not the list of frames")
+    if len(rows) != stream.frames or any(row[2] for row in rows):
+        return None  # an edit list leaves frames out, or the file comes in fragments
     return _timeline([(time, time, is_key, True) for time, is_key, _ in rows])

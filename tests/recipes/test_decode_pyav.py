@@ -44,24 +44,23 @@ def test_the_table_in_the_header_tells_the_same_as_the_packets(plain: Path) -> N
     with open_container(plain) as container:
         table = from_index(container, video_stream(container))
     packets = looked_at(plain)
+    assert table is not None
     for name in ("times", "packets", "keys", "key_times"):
         assert np.array_equal(getattr(table, name), getattr(packets, name))
     assert packets.keys.tolist() == [0, 12, 24, 36, 48]
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "reason"),
-    [("b.mp4", {"b_frames": 2}, "another order"), ("a.mkv", {}, "only MP4 and MOV"),
-     ("mpeg4.mp4", {"codec": "mpeg4"}, "another order"),
-     ("fragments.mp4", {"container": FRAGMENTS}, "not the list of frames"),
-     ("cut.mp4", {"edit": edits.shift(-17)}, "not the list of frames")],
+    ("name", "settings"),
+    [("b.mp4", {"b_frames": 2}), ("a.mkv", {}), ("mpeg4.mp4", {"codec": "mpeg4"}),
+     ("fragments.mp4", {"container": FRAGMENTS}), ("cut.mp4", {"edit": edits.shift(-17)})],
 )  # fmt: skip
-def test_the_table_in_the_header_is_not_trusted_where_it_says_too_little(
-    tmp_path: Path, name: str, settings: dict[str, Any], reason: str
+def test_the_table_in_the_header_is_not_used_where_it_says_too_little(
+    tmp_path: Path, name: str, settings: dict[str, Any]
 ) -> None:
     path = write(tmp_path / name, draw(40), **settings)
-    with open_container(path) as container, pytest.raises(DoubtError, match=reason):
-        from_index(container, video_stream(container))
+    with open_container(path) as container:
+        assert from_index(container, video_stream(container)) is None
 
 
 @pytest.mark.parametrize(
