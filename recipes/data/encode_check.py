@@ -78,9 +78,9 @@ class Shrinking:
         return np.asarray(small.to_ndarray(), dtype=np.uint8)
 
 
-def rate_of(stream: Any) -> Fraction:
-    """Average frames a second of a stream; 25 where it does not say."""
-    rate = Fraction(stream.average_rate or 0).limit_denominator(_LARGEST_DENOMINATOR)
+def rate_of(fps: float | Fraction | None) -> Fraction:
+    """Frames a second as a fraction a container can hold; 25 where they are unknown."""
+    rate = Fraction(fps or 0).limit_denominator(_LARGEST_DENOMINATOR)
     return rate if rate > 0 else _DEFAULT_RATE
 
 
@@ -106,7 +106,7 @@ def decode_prepared(path: Path) -> Pictures:
     try:
         with open_container(path) as container:
             stream = video_stream(container)
-            read.rate = rate_of(stream)
+            read.rate = rate_of(stream.average_rate)
             read.height, read.width = stream.height, stream.width
             stream.codec_context.options = {"err_detect": "explode"}
             for number, frame in enumerate(container.decode(stream)):
