@@ -56,7 +56,10 @@ def _row(path: str, config: FolderData) -> VideoRow:
     group = _group(path, config.group)
     if config.split == "subfolders":
         if not folders or folders[0] not in ("train", "test", "val"):
-            raise InputError(f"{config.root}: {path} is not below train/, test/ or val/")
+            raise InputError(
+                f"{config.root}: {path} is not below train/, test/ or val/; move it, or "
+                "let a hash divide the videos (split: hash)"
+            )
         return VideoRow(path=path, label="/".join(folders[1:2]), split=folders[0], group=group)
     split = hash_split(group, config.test_share)
     return VideoRow(path=path, label="/".join(folders[:1]), split=split, group=group)

@@ -16,13 +16,13 @@ def scan(config: HMDB51Data, output_dir: Path, workers: int = 1) -> Listing:
     """List the videos of the three splits; nothing is written.
 
     Raises:
-        InputError: the lists are missing or incomplete, or the folder of the videos is missing.
+        InputError: the lists are missing or incomplete, or the videos are missing.
     """
     root = expand(config.root)
     rows = parse(root / Path(config.lists).expanduser())
     videos = root / Path(config.videos).expanduser()
     files = find_files(videos, lambda n: n.lower().endswith(VIDEO_ENDINGS), config.follow_links)
-    return make_listing(videos, locate(rows, files))
+    return make_listing(videos, locate(rows, files, videos))
 
 
 def parse(folder: Path) -> list[VideoRow]:
@@ -33,7 +33,9 @@ def parse(folder: Path) -> list[VideoRow]:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error})") from error
+        raise InputError(
+            f"{folder}: cannot be read ({error.strerror or error}); do `root` and `lists` fit?"
+        ) from error
     labels = sorted({name[: -len(_ENDINGS[0])] for name in names if name.endswith(_ENDINGS)})
     if not labels:
         raise InputError(f"{folder}: no files <class>{_ENDINGS[0]}")

@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from recipes.contract import InputError
 from recipes.data.config import KineticsData, expand
-from recipes.data.listing import Listing, VideoRow, find_files, make_listing, read_csv, read_list
+from recipes.data.listing import (
+    Listing,
+    VideoRow,
+    find_files,
+    make_listing,
+    none_found,
+    read_csv,
+    read_list,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +39,7 @@ def scan(config: KineticsData, output_dir: Path, workers: int = 1) -> Listing:
     """List the segments with the files that hold them; a missing one keeps its expected path.
 
     Raises:
-        InputError: a list is missing or not such a csv, or the folder of the videos is missing.
+        InputError: a list is missing or not such a csv, or all videos are missing.
     """
     root = expand(config.root)
     videos = root / Path(config.videos).expanduser()
@@ -44,6 +52,10 @@ def scan(config: KineticsData, output_dir: Path, workers: int = 1) -> Listing:
     endings = tuple(ending.lower() for ending in config.extensions)
     names = find_files(videos, lambda name: name.lower().endswith(endings), config.follow_links)
     found = match(list(segments), index_files(names))
+    if not found:
+        segment, split = next(iter(segments.items()))
+        example = _expected(segment, split, config.extensions[0])
+        raise none_found(videos, len(segments), example, names)
     rows = [
         VideoRow(
             path=found.get(segment) or _expected(segment, split, config.extensions[0]),

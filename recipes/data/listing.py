@@ -119,16 +119,21 @@ def find_files(
     return sorted(found)
 
 
-def locate(rows: Sequence[VideoRow], files: Sequence[str]) -> list[VideoRow]:
+def locate(rows: Sequence[VideoRow], files: Sequence[str], root: Path) -> list[VideoRow]:
     """Rows with their paths as the files are called; what is not found keeps the listed path.
 
     For data sets whose file names are unique: copies differ in the case of letters
     (`HandStandPushups`), in the ending (re-encoded), or lie in other folders. Where several files
     fit, the listed folder goes first, then the alphabet.
+
+    Raises:
+        InputError: none of the listed videos is there.
     """
     exact, named = set(files), dict[str, list[str]]()
     for path in files:
         named.setdefault(PurePosixPath(path).stem.casefold(), []).append(path)
+    if not any(PurePosixPath(row.path).stem.casefold() in named for row in rows):
+        raise none_found(root, len(rows), rows[0].path, files)
 
     def found(path: str) -> str:
         folder, _, name = path.casefold().rpartition("/")
@@ -139,12 +144,21 @@ def locate(rows: Sequence[VideoRow], files: Sequence[str]) -> list[VideoRow]:
     return [replace(row, path=found(row.path)) for row in rows]
 
 
+def none_found(root: Path, listed: int, example: str, files: Sequence[str]) -> InputError:
+    """The error for a folder that has none of the videos of its lists."""
+    there = f"{len(files)} others, such as {files[0]}" if files else "no videos at all"
+    return InputError(
+        f"{root}: none of the {listed} listed videos is there (one is {example}); there are "
+        f"{there}. Check `root` and `videos` of the data set"
+    )
+
+
 def check_folder(root: Path) -> None:
     """Raise InputError where `root` is not a folder."""
     if root.is_dir():
         return
     found = "is a file, not a folder" if root.exists() else "no such folder"
-    raise InputError(f"{root}: {found}; check `root` of the data set (and `videos`)")
+    raise InputError(f"{root}: {found}; is `root` of the data set right?")
 
 
 def scan_folder(folder: Path) -> list[os.DirEntry[str]]:
@@ -174,7 +188,9 @@ def read_list(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); do the data set's paths fit?"
+        ) from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(
             f"{path}: is UTF-16, not UTF-8; convert it: `iconv -f UTF-16 -t UTF-8 OLD > NEW`"

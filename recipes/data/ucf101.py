@@ -17,14 +17,14 @@ def scan(config: UCF101Data, output_dir: Path, workers: int = 1) -> Listing:
     """List the videos of the three splits; nothing is written.
 
     Raises:
-        InputError: a list is missing or contradicts the class index or another list, or the folder
-            of the videos is missing.
+        InputError: a list is missing or contradicts the class index or another list, or the videos
+            are missing.
     """
     root = expand(config.root)
     classes, rows = parse(root / Path(config.lists).expanduser())
     videos = root / Path(config.videos).expanduser()
     files = find_files(videos, lambda n: n.lower().endswith(VIDEO_ENDINGS), config.follow_links)
-    return make_listing(videos, locate(rows, files), classes)
+    return make_listing(videos, locate(rows, files, videos), classes)
 
 
 def parse(folder: Path) -> tuple[tuple[str, ...], list[VideoRow]]:

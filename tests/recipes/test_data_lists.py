@@ -66,8 +66,11 @@ def test_ucf101_lists_with_crlf_and_trailing_blanks_are_read(tmp_path: Path) -> 
     for fold in (1, 2, 3):
         (tmp_path / f"trainlist0{fold}.txt").write_bytes(train)
         (tmp_path / f"testlist0{fold}.txt").write_bytes(test)
-    (tmp_path / "UCF-101").mkdir()
     config = UCF101Data(root=str(tmp_path), lists=".")
+    touch(tmp_path / "UCF-101", "YoYo/v_YoYo_g01_c01.avi")
+    with pytest.raises(InputError, match=r"none of the 3 listed .* 1 others, such as YoYo/v_Yo"):
+        ucf101.scan(config, tmp_path)
+    touch(tmp_path / "UCF-101", "Archery/v_Archery_g08_c01.avi")
     listing = ucf101.scan(config, tmp_path)
     assert listing.root == tmp_path / "UCF-101"
     assert [(row.label, row.split, row.group) for row in listing.rows] == [
@@ -102,14 +105,14 @@ def test_ucf101_files_are_found_whatever_their_case_folder_and_ending(tmp_path: 
     assert {row.label for row in listing.rows if "andstand" in row.path.lower()} == {
         "HandstandPushups"
     }
-    with pytest.raises(InputError, match=r"UCF-101: no such folder; check `root`.*`videos`"):
+    with pytest.raises(InputError, match=r"UCF-101: no such folder; is `root`"):
         ucf101.scan(UCF101Data(root=str(tmp_path), lists="lists"), tmp_path)
 
 
 def test_an_exact_name_goes_before_a_similar_one_and_the_listed_folder_before_others() -> None:
     rows = [VideoRow(path="a/X.avi"), VideoRow(path="b/y.avi")]
     files = ["a/x.avi", "a/X.avi", "a/y.mp4", "B/y.mkv", "B/y.mov"]
-    assert [row.path for row in locate(rows, files)] == ["a/X.avi", "B/y.mkv"]
+    assert [row.path for row in locate(rows, files, Path())] == ["a/X.avi", "B/y.mkv"]
 
 
 def test_a_ucf101_list_that_contradicts_the_class_index_is_refused(tmp_path: Path) -> None:
@@ -143,6 +146,7 @@ def test_hmdb51_names_are_opaque(tmp_path: Path) -> None:
     name = "Best_Of_[Skype]_(1)_&_#2;!_brush_hair_f_cm_np2_le_goo_0.avi"
     for fold, mark in ((1, "0"), (2, "1"), (3, "2")):
         (tmp_path / f"brush_hair_test_split{fold}.txt").write_text(f"{name} {mark} \n")
+    touch(tmp_path, f"brush_hair/{name}")
     (row,) = hmdb51.scan(HMDB51Data(root=str(tmp_path), lists="."), tmp_path).rows
     assert row.path == f"brush_hair/{name}"
     assert row.folds == ("unused", "train", "test")
@@ -274,6 +278,11 @@ def test_endings_of_kinetics_files_are_an_option_and_their_case_does_not_matter(
 def test_a_wrong_kinetics_list_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         kinetics.parse(text, "list.csv")
+
+
+def test_a_kinetics_root_without_any_listed_video_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none of the 1 listed .*train/x/a_000001.*no videos at"):
+        kinetics_rows(tmp_path, "x,a,1,11,train\n")
 
 
 def test_an_empty_kinetics_list_is_refused(tmp_path: Path) -> None:

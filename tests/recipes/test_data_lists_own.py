@@ -237,7 +237,7 @@ def test_a_folder_without_videos_says_what_is_there(tmp_path: Path) -> None:
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "videos")
-    with pytest.raises(InputError, match=r"videos: is a file, not a folder; check `root`"):
+    with pytest.raises(InputError, match=r"videos: is a file, not a folder; is `root`"):
         folder.scan(FolderData(name="own", root=str(tmp_path / "videos")), tmp_path)
 
 
