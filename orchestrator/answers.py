@@ -87,7 +87,9 @@ def show_cancelled(run_id: str, names: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         fields = {"run": run_id, "cancelled": list(names)}
         return print_json({"schema_version": SCHEMA_VERSION, **fields})
-    return print(f"{run_id}: cancelled {', '.join(names) if names else 'nothing: all is done'}")
+    from orchestrator.groups import collapsed
+
+    return print(f"{run_id}: cancelled {', '.join(collapsed(names)) or 'nothing: all is done'}")
 
 
 def show_lines(lines: Iterable[LogLine], *, prefix: bool) -> None:
@@ -131,6 +133,7 @@ def plan_object(plan: Plan, executor: str) -> dict[str, Any]:
             "action": stage.action,
             "reason": stage.reason,
             "after": list(stage.upstream),
+            "part_of": stage.part_of,
             "resources": asdict(stage.resources),
             "config": dict(stage.config),
         }

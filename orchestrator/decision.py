@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -46,6 +46,19 @@ class Facts:
     stopped: bool = False
     phase: Phase | None = Phase.GONE
     never_starts: bool = False
+
+
+_WORST_FIRST = (Status.FAILED, Status.CANCELLED, Status.LOST, Status.BLOCKED, Status.PLANNED)
+
+
+def overall(statuses: Iterable[Status]) -> Status:
+    """Several stages as one: what is still going on, else the worst that came out."""
+    found = set(statuses)
+    if found & {Status.RUNNING, Status.REQUEUED}:
+        return Status.RUNNING
+    if found & ACTIVE:
+        return Status.WAITING
+    return next((status for status in _WORST_FIRST if status in found), Status.SUCCEEDED)
 
 
 _TABLE: Mapping[tuple[Last, Phase | None], Status] = {

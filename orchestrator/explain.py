@@ -145,8 +145,9 @@ def ending(attempt: Attempt) -> str:
     return f"killed{host} without a record"
 
 
-def remedy(failure: Failure, stage: str, config: Mapping[str, Any], commands: Commands) -> str:
+def remedy(failure: Failure, record: StageRecord, commands: Commands) -> str:
     """The one command to run next, by the kind of failure."""
+    stage, config = str(record.plan["name"]), record.config
     spec = f"stages.{stage.partition('/')[0]}"
     micro_batch = config.get("micro_batch")
     if failure.cause == "out_of_memory" and isinstance(micro_batch, int) and micro_batch > 1:
@@ -155,7 +156,7 @@ def remedy(failure: Failure, stage: str, config: Mapping[str, Any], commands: Co
     if failure.cause == "diverged" and isinstance(rate, int | float):
         return commands.submit(f"{spec}.optimizer.lr={rate / 2:g}")
     if failure.cause in ("hang", "communication", "input"):
-        return commands.resume(stage)
+        return commands.resume(_resumed(record))
     return commands.logs(stage, failure.rank or 0)
 
 
@@ -166,15 +167,14 @@ def explain(
     commands: Commands,
 ) -> Told:
     """Cause, evidence and next command of one stage by itself, given its status."""
-    name = str(record.plan["name"])
     if status == "failed":
-        return _failed(record, name, commands)
+        return _failed(record, commands)
     if status == "blocked":
         return Told(reason="a job it depends on did not succeed", next=commands.resume())
     if status == "cancelled" and record.cancel is not None:
-        return Told(reason=_cancelled(record.cancel), next=commands.resume(name))
+        return Told(reason=_cancelled(record.cancel), next=commands.resume(_resumed(record)))
     if status == "lost":
-        return _lost(record, name, commands)
+        return _lost(record, commands)
     return Told(reason=_going_on(status, record, state, commands))
 
 
@@ -184,7 +184,12 @@ def explain_blocked(name: str, status: str, upstream: Told) -> Told:
     return Told(reason=reason, evidence=upstream.evidence, next=upstream.next)
 
 
-def _failed(record: StageRecord, name: str, commands: Commands) -> Told:
+def _resumed(record: StageRecord) -> str:
+    """The stage to resume: of a part the whole, which waits for the part as well."""
+    return str(record.plan.get("part_of") or record.plan["name"])
+
+
+def _failed(record: StageRecord, commands: Commands) -> Told:
     attempt = record.current
     if attempt is None:  # cannot be: without an attempt nothing has failed
         return Told()
@@ -196,11 +201,11 @@ def _failed(record: StageRecord, name: str, commands: Commands) -> Told:
     return Told(
         reason=reason,
         evidence=_evidence(record, failure.rank or 0),
-        next=remedy(failure, name, record.config, commands),
+        next=remedy(failure, record, commands),
     )
 
 
-def _lost(record: StageRecord, name: str, commands: Commands) -> Told:
+def _lost(record: StageRecord, commands: Commands) -> Told:
     attempt, submission = record.current, record.submission
     if attempt is not None:
         reason = f"{ending(attempt)}; nothing will start it again by itself"
@@ -208,7 +213,8 @@ def _lost(record: StageRecord, name: str, commands: Commands) -> Told:
         reason = "the scheduler refused the job"
     else:
         reason = "the job is gone and never started"
-    return Told(reason=reason, evidence=_evidence(record, 0), next=commands.resume(name))
+    again = commands.resume(_resumed(record))
+    return Told(reason=reason, evidence=_evidence(record, 0), next=again)
 
 
 def _going_on(status: str, record: StageRecord, state: JobState | None, commands: Commands) -> str:

@@ -91,13 +91,19 @@ def _adopt(stage: StageDir, intent: dict[str, object]) -> JobHandle | None:
     from cluster.executors import make
 
     with contextlib.suppress(SchedulerError, RuntimeError):
-        handle = make("slurm").find(str(intent["job_name"]))
+        handle = make("slurm").find(str(intent["job_name"]), _task(intent))
         if handle is not None:
             fields = ("n", "run_id", "stage", "job_name", "resources", "tracking", "code")
             values = {name: intent[name] for name in fields}
             stage.record_submission(Submission(handle=handle, dependencies=(), **values))  # type: ignore[arg-type]
             return handle
     return None
+
+
+def _task(claim: dict[str, object]) -> int | None:
+    """The number in an array of the job a claim was for."""
+    task = claim.get("task")
+    return None if task is None else int(str(task))
 
 
 def _alive_here(intent: dict[str, object]) -> bool:

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from orchestrator.decision import ACTIVE, Status
+from orchestrator.decision import ACTIVE, Status, overall
+from orchestrator.groups import grouped, name_of
 from orchestrator.status import RunStatus, StageStatus
-from orchestrator.view import STYLES, details
+from orchestrator.view import STYLES, group_details
 
 Show = Callable[[RunStatus], None]
 
@@ -37,7 +38,7 @@ def display(stream: IO[str]) -> Iterator[Show]:
 
 
 class Bars:
-    """A bar for each stage, full when it succeeded."""
+    """A bar for each stage, full when it succeeded; the parts of one share a bar."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -45,17 +46,17 @@ class Bars:
 
     def show(self, run: RunStatus) -> None:
         """Draw the run as it is now."""
-        for stage in run.stages:
-            if stage.name not in self._tasks:
-                name = escape(stage.name)
-                self._tasks[stage.name] = self._progress.add_task(name, status="", details="")
-            style = STYLES.get(stage.status, "dim")
+        for group in grouped(run.stages):
+            name, status = name_of(group), overall(stage.status for stage in group)
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(escape(name), status="", details="")
+            style = STYLES.get(status, "dim")
             self._progress.update(
-                self._tasks[stage.name],
-                completed=100 * share(stage),
+                self._tasks[name],
+                completed=100 * sum(map(share, group)) / len(group),
                 total=100,
-                status=f"[{style}]{stage.status}[/]",
-                details=escape(details(stage)),
+                status=f"[{style}]{status}[/]",
+                details=escape(group_details(group)),
             )
         self._progress.refresh()
 
@@ -76,15 +77,15 @@ class Lines:
 
     def show(self, run: RunStatus) -> None:
         """Print what is new since the last call."""
-        for stage in run.stages:
-            text, now = details(stage), self._clock()
-            status, said, at = self._said.get(stage.name, (None, "", 0.0))
-            changed = stage.status is not status
-            moved = stage.status in ACTIVE and text != said and now - at >= self._every_seconds
+        for group in grouped(run.stages):
+            name, status = name_of(group), overall(stage.status for stage in group)
+            text, now = group_details(group), self._clock()
+            before, said, at = self._said.get(name, (None, "", 0.0))
+            changed = status is not before
+            moved = status in ACTIVE and text != said and now - at >= self._every_seconds
             if changed or moved:
-                line = f"{stage.name}: {stage.status}  {text}".rstrip()
-                print(line, file=self._stream, flush=True)
-                self._said[stage.name] = (stage.status, text, now)
+                print(f"{name}: {status}  {text}".rstrip(), file=self._stream, flush=True)
+                self._said[name] = (status, text, now)
 
 
 def share(stage: StageStatus) -> float:

@@ -6,6 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from orchestrator.errors import nearest
+from orchestrator.groups import collapsed
 from orchestrator.store import Store
 
 _SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -43,9 +44,8 @@ def find_stage(store: Store, run_id: str, text: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UnknownName(
-            f"which stage of {run_id}? `{run_id}:STAGE` with one of\n  " + "\n  ".join(found)
-        )
+        shown = "\n  ".join(collapsed(found))
+        raise UnknownName(f"which stage of {run_id}? `{run_id}:STAGE` with one of\n  {shown}")
     raise UnknownName(f"run {run_id} has no stage {text!r}: {nearest(text, names)}")
 
 

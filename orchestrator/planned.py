@@ -99,6 +99,11 @@ class PlannedStage:
         return replace(self, inputs=inputs, upstream=upstream)
 
     @property
+    def part(self) -> int | None:
+        """Its number among the parts of a stage; None where it is a stage of its own."""
+        return None if self.part_of is None else int(self.config["part"])
+
+    @property
     def folder(self) -> str:
         """Name of its folder below `<store>/stages`."""
         return f"{self.kind}-{self.key[:12]}"
@@ -159,6 +164,7 @@ class Plan:
                     },
                     "action": stage.action,
                     "part_of": stage.part_of,
+                    "part": stage.part,
                 }
                 for stage in self.stages
             ],

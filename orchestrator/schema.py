@@ -81,6 +81,9 @@ class ResourcesSpec(Strict):
     gpu_request: Literal["gpus-per-node", "gres"] = Field(
         "gpus-per-node", description="how this cluster wants GPUs to be asked for"
     )
+    parts_at_once: Count | None = Field(
+        None, description="jobs that may run at once where several share the work of a stage"
+    )
     signal_seconds: int = Field(
         300, ge=1, description="warning before the time limit, enough for a checkpoint"
     )

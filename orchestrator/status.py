@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.contract import Executor, JobHandle, JobState, Phase, SchedulerError
-from orchestrator.decision import ACTIVE, Facts, Last, Status, blocked_by, decide
+from orchestrator.decision import ACTIVE, Facts, Last, Status, blocked_by, decide, overall
 from orchestrator.explain import Commands, Told, explain, explain_blocked
 from orchestrator.record import Attempt, StageRecord, read_records
 from orchestrator.store import SCHEMA_VERSION, Store
@@ -18,7 +18,8 @@ class StageStatus:
     """One stage of a run now.
 
     `told` says why: a reason and, where something is wrong, the file that shows it and the command
-    to run next. `after` names the stages it takes inputs from.
+    to run next. `after` names the stages it takes inputs from, `part_of` the stage whose work it
+    does a share of.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StageStatus:
     after: tuple[str, ...] = ()
     folder: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    part_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +58,7 @@ class RunStatus:
     @property
     def status(self) -> Status:
         """The run as a whole: what is still going on, else the worst that came out."""
-        found = {stage.status for stage in self.stages}
-        if not self.done:
-            moving = found & {Status.RUNNING, Status.REQUEUED}
-            return Status.RUNNING if moving else Status.WAITING
-        worst = (
-            Status.FAILED,
-            Status.CANCELLED,
-            Status.LOST,
-            Status.BLOCKED,
-            Status.PLANNED,
-        )
-        return next((status for status in worst if status in found), Status.SUCCEEDED)
+        return overall(stage.status for stage in self.stages)
 
 
 def read_status(run_id: str, store: Store, executor: Executor | None) -> RunStatus:
@@ -119,7 +110,9 @@ def _adopt(record: StageRecord, executor: Executor) -> StageRecord:
     """Of a claim without a record, left by a killed submitter, the job that may have come of it."""
     if not record.claimed or record.claim is None:
         return record
-    return replace(record, adopted=executor.find(str(record.claim["job_name"])))
+    return replace(
+        record, adopted=executor.find(str(record.claim["job_name"]), record.claim.get("task"))
+    )
 
 
 def status_from(run_id: str, store: Store, states: Mapping[JobHandle, JobState]) -> RunStatus:
@@ -143,6 +136,7 @@ def _assemble(
         upstream = {name: stages[name] for name in record.plan["upstream"]}
         stage = _stage_status(record, state, upstream, commands)
         stages[stage.name] = stage
+    finished = {name for name, stage in stages.items() if stage.status is Status.SUCCEEDED}
     return RunStatus(
         run_id=run_id,
         recipe=str(run.get("recipe", "")),
@@ -151,9 +145,14 @@ def _assemble(
         host=str(run.get("host", "")),
         created_at=float(run.get("created_at", 0.0)),
         store=str(store.root),
-        stages=tuple(stages.values()),
+        stages=tuple(s for s in stages.values() if s.part_of not in finished or _in_sight(s)),
         scheduler_error=scheduler_error,
     )
+
+
+def _in_sight(part: StageStatus) -> bool:
+    """Whether a part still matters though the whole is done: its failure or absence does not."""
+    return part.status is Status.SUCCEEDED or part.status in ACTIVE
 
 
 def _state(record: StageRecord, states: Mapping[JobHandle, JobState] | None) -> JobState | None:
@@ -190,6 +189,7 @@ def _stage_status(
         after=tuple(upstream),
         folder=str(record.folder.path),
         metrics=result.get("metrics", {}),
+        part_of=record.plan.get("part_of"),
     )
 
 

@@ -73,6 +73,15 @@ class StageDir:
         """What to do, or None where nothing was submitted yet."""
         return fsio.read_json_or_none(self.stage_file)
 
+    def write_spec(self, spec: Mapping[str, Any]) -> None:
+        """Say what to do; only for whoever has claimed the next submission.
+
+        What is not in the key, such as workers and the parts that share the work, may have changed.
+        """
+        value = {"schema_version": SCHEMA_VERSION, **spec}
+        if value != self.stage():
+            fsio.write_json(self.stage_file, value)
+
     def result(self) -> dict[str, Any] | None:
         """What came out; its existence, with this stage's key, is success."""
         stage, result = self.stage(), fsio.read_json_or_none(self.result_file)
@@ -182,10 +191,15 @@ class Store:
         self.stages = root / "stages"
         self.runs = root / "runs"
         self.code = root / "code"
+        self.arrays = root / "arrays"
 
     def stage_dir(self, kind: str, key: str) -> StageDir:
         """The folder of a stage with this identity, existing or not."""
         return StageDir(self.stages / f"{kind}-{key[:12]}")
+
+    def array_dir(self, name: str) -> Path:
+        """The folder of a job array: its script and links to the logs of its tasks."""
+        return self.arrays / name
 
     def run_dir(self, run_id: str) -> Path:
         """The folder of a run."""

@@ -1,4 +1,4 @@
-"""Walks a plan in order: writes what each stage needs, claims it, hands it to the executor."""
+"""What submit, resume and cancel do: the orders of a plan, and the record of the run they make."""
 
 from __future__ import annotations
 
@@ -12,12 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from cluster.contract import Executor, JobHandle, Resources, SchedulerError
-from orchestrator.facts import StoreFacts, live_handle
-from orchestrator.jobs import job_name, job_request
+from cluster.contract import Executor, Resources, SchedulerError
+from orchestrator.facts import StoreFacts
+from orchestrator.handover import Order, SubmittedRun, SubmittedStage, hand_over
 from orchestrator.plan import Plan, PlannedStage, StageFacts, decide, load_recipe, make_plan
 from orchestrator.schema import Recipe
-from orchestrator.store import SCHEMA_VERSION, StageDir, Store, Submission
+from orchestrator.store import SCHEMA_VERSION, StageDir, Store
+from recipes.config import PARTS
+
+__all__ = [
+    "Prepared",
+    "SubmittedRun",
+    "SubmittedStage",
+    "cancel",
+    "executor_for",
+    "prepare",
+    "resume",
+    "submit",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,42 +41,6 @@ class Prepared:
     executor_name: str
     executor: Executor
     facts: StoreFacts
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmittedStage:
-    """What was done about one stage; `after` are the stages its job waits for."""
-
-    name: str
-    action: str
-    job_id: str
-    reason: str
-    key: str
-    after: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmittedRun:
-    """One submission of a run: its stages in order and the handles of the jobs that are in."""
-
-    run_id: str
-    stages: tuple[SubmittedStage, ...]
-    handles: Mapping[str, JobHandle]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Order:
-    """One stage to see to, from a fresh plan or from the plan.json of a run."""
-
-    name: str
-    key: str
-    stage: StageDir
-    upstream: tuple[str, ...]
-    resources: Resources
-    action: str
-    reason: str
-    policy: Mapping[str, Any]
-    n: int
 
 
 def prepare(recipe_path: Path, overrides: Sequence[str], store: Store) -> Prepared:
@@ -121,7 +97,7 @@ def submit(
     for planned, order in zip(plan.stages, orders, strict=True):
         _write_stage(order.stage, planned)
     run = _write_run(prepared, store, argv, asdict(code))
-    return _submit_orders(orders, run, store, executor)
+    return hand_over(orders, run, store, executor)
 
 
 def resume(run_id: str, store: Store, executor: Executor, stage: str | None = None) -> SubmittedRun:
@@ -131,27 +107,29 @@ def resume(run_id: str, store: Store, executor: Executor, stage: str | None = No
         KeyError: the run has no stage of that name.
         SchedulerError: a job was refused.
     """
-    run, plan = store.read_run(run_id), store.read_plan(run_id)
-    names = [entry["name"] for entry in plan["stages"]]
-    if stage is not None and stage not in names:
+    run, entries = store.read_run(run_id), store.read_plan(run_id)["stages"]
+    named = {entry["name"]: entry for entry in entries}
+    if stage is not None and stage not in named:
         raise KeyError(stage)
-    facts = StoreFacts(store, [(e["kind"], e["key"]) for e in plan["stages"]])
-    wanted = None if stage is None else _with_upstream(stage, plan["stages"])
+    facts = StoreFacts(store, [(e["kind"], e["key"]) for e in entries])
+    wanted = set(named) if stage is None else _with_upstream(stage, entries)
+    finished = {e["name"] for e in entries if facts(e["kind"], e["key"]).result}
     orders = []
-    for entry in plan["stages"]:
-        if wanted is not None and entry["name"] not in wanted:
-            continue
+    for entry in entries:
         fact = facts(entry["kind"], entry["key"])
         action = "reuse" if fact.result else "attach" if fact.running else "resume"
-        n = facts.numbers[entry["kind"], entry["key"]]
-        orders.append(_order_from_plan(store, entry, action, n))
-    return _submit_orders(orders, run, store, executor)
+        # Parts of a stage that came by its result otherwise are not needed any more.
+        unneeded = action == "resume" and entry.get("part_of") in finished
+        if entry["name"] in wanted and not unneeded:
+            n = facts.numbers[entry["kind"], entry["key"]]
+            orders.append(_order_from_plan(store, entry, action, n, named))
+    return hand_over(orders, run, store, executor)
 
 
 def cancel(run_id: str, store: Store, executor: Executor, stage: str | None = None) -> list[str]:
     """Stop a run's stages that are not finished, dependents first; returns their names.
 
-    With `stage`, only that stage and what depends on it.
+    With `stage`, only that stage, its parts and what depends on it.
     """
     entries = store.read_plan(run_id)["stages"]
     names = {e["name"] for e in entries} if stage is None else _with_downstream(stage, entries)
@@ -176,99 +154,6 @@ def executor_for(run: Mapping[str, Any]) -> Executor:
     from cluster.executors import make
 
     return make(run["executor"])
-
-
-def _submit_orders(
-    orders: Sequence[_Order], run: Mapping[str, Any], store: Store, executor: Executor
-) -> SubmittedRun:
-    handles: dict[str, JobHandle] = {}
-    done: list[SubmittedStage] = []
-    for order in orders:
-        action, handle = order.action, None
-        after = tuple(name for name in order.upstream if name in handles)
-        if action in ("run", "resume"):
-            action, handle = _hand_over(
-                order, run, store, executor, tuple(handles[n] for n in after)
-            )
-        elif action == "attach":
-            handle = live_handle(order.stage)
-        if handle is not None:
-            handles[order.name] = handle
-        done.append(
-            SubmittedStage(
-                name=order.name,
-                action=action,
-                job_id=handle.job_id if handle else "",
-                reason=order.reason,
-                key=order.key,
-                after=after,
-            )
-        )
-    return SubmittedRun(run_id=run["run_id"], stages=tuple(done), handles=handles)
-
-
-def _hand_over(
-    order: _Order,
-    run: Mapping[str, Any],
-    store: Store,
-    executor: Executor,
-    after: tuple[JobHandle, ...],
-) -> tuple[str, JobHandle | None]:
-    """Claim the stage and submit it, or attach to whoever was first."""
-    stage, n = order.stage, order.n
-    name = job_name(order.name, stage, n)
-    details = {
-        "run_id": run["run_id"],
-        "stage": order.name,
-        "resources": asdict(order.resources),
-        "tracking": _tracking(run, order, store),
-        "code": run["code"]["path"],
-    }
-    if not stage.claim(n, name, {**details, "policy": dict(order.policy)}):
-        return "attach", _await_handle(stage, n)
-    stage.cancel_file.unlink(missing_ok=True)
-    fsio.make_dir(stage.logs)
-    request = job_request(name, stage, n, order.resources, run["code"]["path"], after)
-    record = Submission(
-        n=n,
-        job_name=name,
-        handle=None,
-        dependencies=tuple(handle.job_id for handle in after),
-        **details,
-    )
-    try:
-        handle = executor.submit(request)
-    except SchedulerError:
-        stage.record_submission(record)
-        raise
-    stage.record_submission(Submission(**{**vars(record), "handle": handle}))
-    return order.action, handle
-
-
-def _await_handle(stage: StageDir, n: int, patience_seconds: float = 20.0) -> JobHandle | None:
-    """The handle the other submitter records a moment after its claim."""
-    deadline = time.monotonic() + patience_seconds
-    while time.monotonic() < deadline:
-        submission = stage.submission(n)
-        if submission is not None:
-            return submission.handle
-        time.sleep(0.1)
-    return None
-
-
-def _tracking(run: Mapping[str, Any], order: _Order, store: Store) -> dict[str, Any] | None:
-    tracking = run["tracking"]
-    if not tracking["enabled"]:
-        return None
-    return {
-        "uri": tracking["uri"],
-        "experiment": tracking["experiment"],
-        "run_id": run["run_id"],
-        "run_name": run["run_id"],
-        "stage": order.name,
-        "store_run_dir": str(store.run_dir(run["run_id"])),
-        "code_version": run["code"]["version"],
-    }
 
 
 def _write_stage(stage: StageDir, planned: PlannedStage) -> None:
@@ -336,8 +221,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _order(store: Store, planned: PlannedStage, n: int) -> _Order:
-    return _Order(
+def _order(store: Store, planned: PlannedStage, n: int) -> Order:
+    return Order(
         name=planned.name,
         key=planned.key,
         stage=store.stage_dir(planned.kind, planned.key),
@@ -347,13 +232,18 @@ def _order(store: Store, planned: PlannedStage, n: int) -> _Order:
         reason=planned.reason,
         policy=planned.policy,
         n=n,
+        spec=planned.record(),
+        part_of=planned.part_of,
+        number=planned.part or 0,
     )
 
 
-def _order_from_plan(store: Store, entry: Mapping[str, Any], action: str, n: int) -> _Order:
+def _order_from_plan(
+    store: Store, entry: Mapping[str, Any], action: str, n: int, named: Mapping[str, Any]
+) -> Order:
     values = dict(entry["resources"])
     values["setup"] = tuple(values["setup"])
-    return _Order(
+    return Order(
         name=entry["name"],
         key=entry["key"],
         stage=store.stage_dir(entry["kind"], entry["key"]),
@@ -363,7 +253,25 @@ def _order_from_plan(store: Store, entry: Mapping[str, Any], action: str, n: int
         reason="",
         policy=entry.get("policy", {}),
         n=n,
+        spec=_spec_with_parts(store.stage_dir(entry["kind"], entry["key"]), entry, named),
+        part_of=entry.get("part_of"),
+        number=entry.get("part") or 0,
     )
+
+
+def _spec_with_parts(
+    stage: StageDir, entry: Mapping[str, Any], named: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What stage.json is to say where it merges parts: another run may have had another number."""
+    refs, spec = entry["inputs"].get(PARTS), stage.stage()
+    if not refs or spec is None:
+        return None
+    parts = []
+    for ref in refs:
+        name, _, artifact = ref.rpartition(".")
+        common = {"ref": ref, "artifact": artifact, "kind": "part"}
+        parts.append({**common, "stage": named[name]["stage"], "key": named[name]["key"]})
+    return {**spec, "inputs": {**spec["inputs"], PARTS: parts}}
 
 
 def _with_upstream(stage: str, entries: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -377,7 +285,7 @@ def _with_upstream(stage: str, entries: Sequence[Mapping[str, Any]]) -> set[str]
 def _with_downstream(stage: str, entries: Sequence[Mapping[str, Any]]) -> set[str]:
     if stage not in {entry["name"] for entry in entries}:
         raise KeyError(stage)
-    wanted = {stage}
+    wanted = {stage, *(entry["name"] for entry in entries if entry.get("part_of") == stage)}
     for entry in entries:
         if wanted & set(entry["upstream"]):
             wanted.add(entry["name"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console, Group, RenderableType
@@ -11,13 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.decision import Status
+from orchestrator.decision import Status, overall
+from orchestrator.groups import collapsed, counted, grouped, name_of
 
 if TYPE_CHECKING:
     from cluster.contract import Resources
-    from orchestrator.plan import Plan
+    from orchestrator.handover import SubmittedRun, SubmittedStage
+    from orchestrator.planned import Plan, PlannedStage
     from orchestrator.status import RunStatus, StageStatus
-    from orchestrator.submit import SubmittedRun
 
 STYLES = {
     Status.SUCCEEDED: "green",
@@ -30,6 +32,7 @@ STYLES = {
     Status.CANCELLED: "magenta",
 }
 _UNBOUNDED_WIDTH = 10_000
+_MOST_TROUBLES = 3
 Cell: TypeAlias = str | Text
 
 
@@ -75,15 +78,15 @@ def plan_view(plan: Plan, executor: str) -> RenderableType:
     """What would happen to each stage, and what it may cost at most."""
     rows: list[list[Cell]] = [
         [
-            stage.name,
-            stage.kind,
-            _action(stage.action),
-            *_shape(stage.resources, stage.action),
-            names(stage.upstream) or "-",
-            stage.key[:8],
-            _why(stage.reason),
+            name_of(group),
+            group[0].kind,
+            _actions(group),
+            *_shape(group[0].resources, _one_that_runs(group)),
+            names(group[0].upstream) or "-",
+            _key(group),
+            _reasons(group),
         ]
-        for stage in plan.stages
+        for group in grouped(plan.stages)
     ]
     columns = ["stage", "kind", "action", "nodes x ranks", "gpus", "time", "after", "key", "why"]
     head = f"{plan.recipe.name}  run {plan.run_id}  executor {executor}"
@@ -96,17 +99,18 @@ def submitted_view(
     """What was done about each stage; the plan, where there is one, tells what each job may use."""
     planned = {stage.name: stage for stage in plan.stages} if plan else {}
     rows: list[list[Cell]] = []
-    for stage in run.stages:
-        known = planned.get(stage.name)
+    for group in grouped(run.stages):
+        known = planned.get(group[0].name)
+        shape = _shape(known.resources, _one_that_runs(group)) if known else ["-", "-", "-"]
         rows.append(
             [
-                stage.name,
-                _action(stage.action),
-                short_job(stage.job_id),
-                *(_shape(known.resources, stage.action) if known else ["-", "-", "-"]),
-                names(stage.after) or "-",
-                stage.key[:8],
-                _why(stage.reason),
+                name_of(group),
+                _actions(group),
+                jobs(group),
+                *shape,
+                names(group[0].after) or "-",
+                _key(group),
+                _reasons(group),
             ]
         )
     columns = ["stage", "action", "job", "nodes x ranks", "gpus", "time", "after", "key", "why"]
@@ -122,20 +126,21 @@ def status_view(run: RunStatus) -> RenderableType:
     head.append(f"  {run.executor}  {run.user}@{run.host}  {when}")
     rows: list[list[Cell]] = [
         [
-            stage.name,
-            _status(stage.status),
-            short_job(stage.job_id),
-            str(stage.attempts or "-"),
-            details(stage),
+            name_of(group),
+            _status(overall([stage.status for stage in group])),
+            jobs(group),
+            str(sum(stage.attempts for stage in group) or "-"),
+            group_details(group),
         ]
-        for stage in run.stages
+        for group in grouped(run.stages)
     ]
     parts: list[RenderableType] = [head]
     if run.scheduler_error:
         text = f"The scheduler was not asked, this is what the files say: {run.scheduler_error}"
         parts.append(Text(text, style="yellow"))
     parts.append(table(["stage", "status", "job", "attempts", "details"], rows))
-    parts.extend(trouble(stage) for stage in run.stages if _has_own_trouble(stage))
+    for group in grouped(run.stages):
+        parts.extend(_troubles([stage for stage in group if _has_own_trouble(stage)]))
     return Group(*parts)
 
 
@@ -143,11 +148,20 @@ def runs_view(runs: Sequence[RunStatus]) -> RenderableType:
     """One line for each run: what became of it, and how many of its stages are finished."""
     rows: list[list[Cell]] = []
     for run in runs:
-        finished = sum(stage.status is Status.SUCCEEDED for stage in run.stages)
-        stages = f"{finished}/{len(run.stages)}"
+        groups = [overall(stage.status for stage in group) for group in grouped(run.stages)]
+        stages = f"{groups.count(Status.SUCCEEDED)}/{len(groups)}"
         started = _local(run.created_at)
         rows.append([run.run_id, _status(run.status), stages, run.executor, run.user, started])
     return table(["run", "status", "stages", "executor", "user", "started"], rows)
+
+
+def _troubles(stages: Sequence[StageStatus]) -> Iterator[Text]:
+    """The trouble of each, or of the first of many parts, which often have the same."""
+    for stage in stages[:_MOST_TROUBLES]:
+        yield trouble(stage)
+    if len(stages) > _MOST_TROUBLES:
+        rest = len(stages) - _MOST_TROUBLES
+        yield Text(f"{name_of(stages)}: {rest} more in trouble, which `status --json` lists")
 
 
 def trouble(stage: StageStatus) -> Text:
@@ -175,6 +189,30 @@ def details(stage: StageStatus) -> str:
     return "" if _has_own_trouble(stage) else stage.told.reason
 
 
+def group_details(group: Sequence[StageStatus]) -> str:
+    """What a stage, or the parts of one together, are doing."""
+    if group[0].part_of is None:
+        return details(group[0])
+    count = f"{len(group)} parts: {counted(str(stage.status) for stage in group)}"
+    return "  ".join(text for text in (count, progress_text(_together(group))) if text)
+
+
+def _together(parts: Sequence[StageStatus]) -> Mapping[str, Any] | None:
+    """The progress of the parts as one: what is counted is added up, the last one ends it all."""
+    running = [stage.progress for stage in parts if stage.status is Status.RUNNING]
+    known = [progress for progress in running if progress]
+    if not known:
+        return None
+    reports = [stage.progress for stage in parts if stage.progress]
+    left = [one["seconds_left"] for one in known if one.get("seconds_left") is not None]
+    return {
+        "phase": known[0].get("phase"),
+        "step": sum(one.get("step") or 0 for one in reports),
+        "steps": sum(one.get("steps") or 0 for one in reports),
+        "seconds_left": max(left, default=None),
+    }
+
+
 def progress_text(progress: Mapping[str, Any] | None) -> str:
     """How far, how well, how fast, how long still; what is not known is left out."""
     if not progress:
@@ -196,8 +234,16 @@ def progress_text(progress: Mapping[str, Any] | None) -> str:
 
 def names(stages: Sequence[str], most: int = 3) -> str:
     """The first names of many, so that a fan-in does not fill the screen."""
-    shown = ", ".join(stages[:most])
-    return f"{shown} and {len(stages) - most} more" if len(stages) > most else shown
+    found = collapsed(stages)
+    shown = ", ".join(found[:most])
+    return f"{shown} and {len(found) - most} more" if len(found) > most else shown
+
+
+def jobs(group: Sequence[StageStatus] | Sequence[SubmittedStage]) -> str:
+    """The job of a stage, or the first and last job of its parts."""
+    known = [stage.job_id for stage in group if stage.job_id]
+    first, last = (short_job(known[n]) if known else "-" for n in (0, -1))
+    return first if first == last else f"{first}..{last}"
 
 
 def short_job(job_id: str | None) -> str:
@@ -213,6 +259,29 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _actions(group: Sequence[PlannedStage] | Sequence[SubmittedStage]) -> Text:
+    found = Counter(stage.action for stage in group)
+    if len(found) == 1:
+        return _action(group[0].action)
+    return Text(", ").join(_action(action).append(f" {n}") for action, n in found.items())
+
+
+def _one_that_runs(group: Sequence[PlannedStage] | Sequence[SubmittedStage]) -> str:
+    """The action that tells whether any job of a group will be submitted."""
+    actions = [stage.action for stage in group]
+    return next((action for action in actions if action in ("run", "resume")), actions[0])
+
+
+def _key(group: Sequence[PlannedStage] | Sequence[SubmittedStage]) -> str:
+    return "-" if group[0].part_of else group[0].key[:8]
+
+
+def _reasons(group: Sequence[PlannedStage] | Sequence[SubmittedStage]) -> str:
+    if group[0].part_of is None:
+        return _why(group[0].reason)
+    return f"{len(group)} parts"
 
 
 def _why(reason: str) -> str:

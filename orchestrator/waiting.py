@@ -120,8 +120,8 @@ def stage_is_done(
         nonlocal asked, answer
         if clock() - asked >= _interval(executor):
             status = read_status(run_id, store, executor)
-            (one,) = [one for one in status.stages if one.name == stage]
-            asked, answer = clock(), one.status not in ACTIVE
+            mine = [one for one in status.stages if one.name == stage]
+            asked, answer = clock(), all(one.status not in ACTIVE for one in mine)
         return answer
 
     return done

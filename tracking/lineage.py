@@ -66,7 +66,8 @@ def read_pipeline(run_dir: Path, states: Mapping[str, State] | None = None) -> t
         run_dir: `<store>/runs/<run_id>`.
         states: what the scheduler adds, by stage name; the rest is read from the stage folders.
     """
-    stages = fsio.read_json(run_dir / "plan.json")["stages"]
+    entries = fsio.read_json(run_dir / "plan.json")["stages"]
+    stages = [entry for entry in entries if not entry.get("part_of")]  # parts show as their whole
     names = {entry["name"] for entry in stages}
     root = run_dir.parent.parent / "stages"
     return tuple(_node(entry, names, root, states or {}) for entry in stages)

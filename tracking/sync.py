@@ -158,6 +158,7 @@ def sync_run(
             uri=target.uri,
         )
         for entry in plan["stages"]
+        if not entry.get("part_of")
     )
     status, url, problem = "", "", list[str]()
     with _problems(problem):

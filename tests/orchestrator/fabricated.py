@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from cluster.contract import JobHandle, JobRequest, JobState, Phase, SchedulerError
+from cluster.contract import (
+    ArrayRequest,
+    JobHandle,
+    JobRequest,
+    JobState,
+    Phase,
+    SchedulerError,
+)
 from orchestrator.store import StageDir, Store, Submission
 
 KINDS = {"pretrain": "pretrain", "probe": "probe", "report": "report"}
@@ -48,16 +55,23 @@ class FakeExecutor:
             for one in handles
         }
 
-    def find(self, name: str) -> JobHandle | None:
+    def find(self, name: str, task: int | None = None) -> JobHandle | None:
         if self.down:
             raise SchedulerError("squeue: exit code 1: Unable to contact slurm controller")
-        return self.found.get(name)
+        return self.found.get(name if task is None else f"{name}_{task}")
 
     def submit(self, request: JobRequest) -> JobHandle:
         raise SchedulerError("not in this test")
 
-    def render(self, request: JobRequest) -> str:
-        return f"#!/bin/bash\n# {request.name}\n"
+    def submit_array(self, array: ArrayRequest) -> list[JobHandle]:
+        raise SchedulerError("not in this test")
+
+    def array_limit(self) -> int:
+        return 1001
+
+    def render(self, request: JobRequest | ArrayRequest) -> str:
+        job = request if isinstance(request, JobRequest) else request.tasks[0]
+        return f"#!/bin/bash\n# {job.name}\n"
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         self.cancelled = list(handles)
@@ -131,13 +145,13 @@ class FabricatedRun:
         )
         return job
 
-    def claimed(self, name: str, n: int = 1) -> None:
+    def claimed(self, name: str, n: int = 1, task: int | None = None) -> None:
         stage = self.stage(name)
         fsio.make_dir(stage.logs)
         config = {"seed": 0, "micro_batch": 16, "optimizer": {"lr": 0.01}}
         value = {"key": self.key(name), "kind": KINDS[name], "name": name, "config": config}
         fsio.write_json(stage.stage_file, value)
-        assert stage.claim(n, f"{name}-s{n}", {"run_id": self.run_id})
+        assert stage.claim(n, f"{name}-s{n}", {"run_id": self.run_id, "task": task})
 
     def attempt(self, name: str, id: str = "s001r000", **parts: Mapping[str, Any]) -> Path:
         """Write an attempt: `start`, `end`, `exit`, `failure_rank<r>` by name."""
@@ -149,6 +163,15 @@ class FabricatedRun:
     def started(self, name: str, id: str = "s001r000", **parts: Mapping[str, Any]) -> Path:
         start = {"job_id": "1", "host": "n14", "restart": 0, "started_at": 5.0}
         return self.attempt(name, id, start=start, **parts)
+
+    def make_part(self, name: str, whole: str) -> None:
+        """From now on one stage does a share of another one's work."""
+        file = self.store.run_dir(self.run_id) / "plan.json"
+        plan = fsio.read_json(file)
+        for entry in plan["stages"]:
+            if entry["name"] == name:
+                entry["part_of"] = whole
+        fsio.write_json(file, plan)
 
     def succeeded(self, name: str) -> None:
         result = {"key": self.key(name), "kind": KINDS[name], "metrics": {"top1": 0.5}}

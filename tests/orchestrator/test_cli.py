@@ -267,6 +267,7 @@ def test_plan_as_json_has_exactly_the_documented_fields(orchestrate: Invoke, rec
     value = json.loads(orchestrate("plan", recipe, "--json").stdout)
     assert set(value["run"]) == {"id", "recipe", "executor", "gpu_hours"}
     documented = {"name", "kind", "key", "action", "reason", "after", "resources", "config"}
+    documented |= {"part_of"}
     assert set(value["stages"][0]) == documented
 
 
@@ -309,7 +310,7 @@ def test_submitting_twice_attaches_to_the_job(
 ) -> None:
     orchestrate("submit", recipe)
     value = json.loads(orchestrate("submit", recipe, "--json").stdout)
-    documented = {"name", "action", "job_id", "reason", "key", "after"}
+    documented = {"name", "action", "job_id", "reason", "key", "after", "part_of"}
     assert [set(stage) for stage in value["stages"]] == [documented]
     assert (value["stages"][0]["action"], value["stages"][0]["job_id"]) == ("attach", "7")
 

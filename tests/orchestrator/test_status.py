@@ -298,6 +298,37 @@ def test_a_job_whose_submitter_died_before_recording_it_is_found_by_name(
     assert read(run, executor)["pretrain"].status is Status.RUNNING
 
 
+def test_a_job_of_an_array_whose_submitter_died_is_found_by_its_number(run: FabricatedRun) -> None:
+    run.claimed("pretrain", task=4)
+    executor = FakeExecutor(found={"pretrain-s1_4": handle("7_4")}, phases={"7_4": Phase.PENDING})
+    assert read(run, executor)["pretrain"].status is Status.WAITING
+
+
+def test_a_broken_part_of_a_finished_stage_is_out_of_sight(run: FabricatedRun) -> None:
+    """The stage came by its result with other parts, or without any."""
+    run.make_part("probe", "report")
+    for name in ("pretrain", "report"):
+        run.submitted(name)
+        run.succeeded(name)
+    run.submitted("probe")
+    run.cancelled("probe")
+    status = read_status(run.run_id, run.store, FakeExecutor())
+    assert [stage.name for stage in status.stages] == ["pretrain", "report"]
+    assert status.status is Status.SUCCEEDED
+    run.succeeded("probe")
+    status = read_status(run.run_id, run.store, FakeExecutor())
+    assert [stage.part_of for stage in status.stages] == [None, "report", None]
+
+
+def test_a_broken_part_is_resumed_together_with_its_stage(run: FabricatedRun) -> None:
+    run.make_part("probe", "report")
+    run.submitted("probe")
+    run.started("probe")
+    stage = read(run, FakeExecutor())["probe"]
+    assert stage.status is Status.LOST
+    assert "--stage report" in stage.told.next
+
+
 def test_an_unreachable_scheduler_is_said_and_the_files_still_tell(run: FabricatedRun) -> None:
     run.submitted("pretrain")
     run.succeeded("pretrain")

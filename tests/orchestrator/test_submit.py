@@ -7,13 +7,20 @@ fail at chosen calls, which a real one does too seldom.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from cluster import fsio
-from cluster.contract import JobHandle, JobRequest, JobState, Phase, SchedulerError
+from cluster.contract import (
+    ArrayRequest,
+    JobHandle,
+    JobRequest,
+    JobState,
+    Phase,
+    SchedulerError,
+)
 from orchestrator import submit as submission
 from orchestrator.jobs import job_name
 from orchestrator.store import StageDir, Store
@@ -28,6 +35,8 @@ class Scheduler:
     requests: list[JobRequest] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
     cancelled: list[str] = field(default_factory=list)
+    arrays: list[ArrayRequest] = field(default_factory=list)
+    limit: int = 1001
     refuse_from: int = 10_000
 
     def submit(self, request: JobRequest) -> JobHandle:
@@ -35,6 +44,16 @@ class Scheduler:
             raise SchedulerError("sbatch: exit code 1: Socket timed out")
         self.requests.append(request)
         return self._handle(len(self.requests))
+
+    def submit_array(self, array: ArrayRequest) -> list[JobHandle]:
+        if len(self.requests) >= self.refuse_from:
+            raise SchedulerError("sbatch: exit code 1: Socket timed out")
+        self.arrays.append(array)
+        handles = [self.submit(task) for task in array.tasks]
+        return [replace(handle, array_size=len(handles)) for handle in handles]
+
+    def array_limit(self) -> int:
+        return self.limit
 
     def _handle(self, number: int) -> JobHandle:
         return JobHandle(
@@ -45,17 +64,17 @@ class Scheduler:
         phase = {True: Phase.GONE, False: Phase.PENDING}
         return {h: JobState(phase=phase[h.job_id in self.gone]) for h in handles}
 
-    def find(self, name: str) -> JobHandle | None:
+    def find(self, name: str, task: int | None = None) -> JobHandle | None:
         for number, request in enumerate(self.requests, start=1):
-            if request.name == name:
+            if (request.name, request.task) == (name, task):
                 return self._handle(number)
         return None
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         self.cancelled = [handle.job_id for handle in handles]
 
-    def render(self, request: JobRequest) -> str:
-        return request.name
+    def render(self, request: JobRequest | ArrayRequest) -> str:
+        return request.name if isinstance(request, JobRequest) else request.tasks[0].name
 
     def wait(
         self,
@@ -127,7 +146,7 @@ def test_a_refused_submission_is_continued_where_it_stopped(
     run = _submit(store)
     actions = [stage.action for stage in run.stages]
     assert actions == ["attach"] * accepted + ["run"] * (7 - accepted)
-    assert len({request.argv[-3] for request in scheduler.requests}) == 7
+    assert len({request.target[0] for request in scheduler.requests}) == 7
 
 
 def test_a_job_whose_submitter_was_killed_before_it_wrote_is_adopted(
@@ -215,3 +234,219 @@ def test_job_names_fit_the_scheduler_whatever_the_stage_is_called(tmp_path: Path
 def test_another_store_never_takes_a_job_for_its_own(tmp_path: Path) -> None:
     here, there = (StageDir(tmp_path / s / "probe-0123456789ab") for s in ("a", "b"))
     assert job_name("probe", here, 1) != job_name("probe", there, 1)
+
+
+# -- parts that share the work of one stage --------------------------------------------------------
+
+DIVIDED = """\
+name: divided
+cluster: {executor: local, resources: {parts_at_once: 3}}
+data:
+  home: {format: folder, name: home, root: /videos, index: {shards: 4}, prepare: null}
+stages:
+  probe:
+    kind: probe
+    data: ${data.home}
+    encoder: random
+    backbone: {name: r2d3d_tiny}
+    clip: {blocks: 4, frames: 5, stride: 1, size: 32}
+"""
+WHOLE = "index-home"
+PARTS = [f"index-home/part-{n:03}" for n in range(4)]
+
+
+@pytest.fixture
+def divided(store: Store) -> Store:
+    """The store with a recipe beside it whose index four jobs share."""
+    (store.root.parent / "tiny.yaml").write_text(DIVIDED, encoding="utf-8")
+    return store
+
+
+def _finish(stage: StageDir) -> None:
+    key = (stage.stage() or {})["key"]
+    fsio.write_json(stage.result_file, {"schema_version": 1, "key": key, "artifacts": {}})
+
+
+def _numbers(array: ArrayRequest) -> list[int | None]:
+    return [task.task for task in array.tasks]
+
+
+def test_the_parts_of_a_stage_are_one_array_and_the_stage_waits_for_all(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    run = _submit(divided)
+    (array,) = scheduler.arrays
+    assert _numbers(array) == [0, 1, 2, 3]
+    assert len(scheduler.requests) == 6
+    assert array.folder.parent == divided.root / "arrays"
+    assert array.tasks[0].resources.parts_at_once == 3
+    for task, name in zip(array.tasks, PARTS, strict=True):
+        folder = _stage(divided, run, name)
+        assert task.target == (str(folder.path), "--submission", "1")
+        assert task.log_dir == folder.logs
+    whole = next(one for one in scheduler.requests if one.task is None)
+    assert [handle.job_id for handle in whole.after] == ["1", "2", "3", "4"]
+    assert {handle.array_size for handle in whole.after} == {4}
+
+
+def test_a_part_has_its_own_claim_record_and_no_run_in_mlflow(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    run = _submit(divided)
+    for number, name in enumerate(PARTS):
+        folder = _stage(divided, run, name)
+        intent, submission = folder.intent(1), folder.submission(1)
+        assert intent is not None and submission is not None and submission.handle is not None
+        assert (intent["task"], intent["job_name"]) == (number, scheduler.arrays[0].tasks[0].name)
+        assert submission.handle.job_id == str(number + 1)
+        assert submission.tracking is None
+    whole = _stage(divided, run, WHOLE).submission(1)
+    assert whole is not None and whole.tracking is not None
+
+
+def test_submitting_divided_work_twice_attaches(divided: Store, scheduler: Scheduler) -> None:
+    _submit(divided)
+    again = _submit(divided)
+    assert {stage.action for stage in again.stages} == {"attach"}
+    assert len(scheduler.requests) == 6
+
+
+def test_resume_submits_only_the_broken_parts_as_a_smaller_array(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    run = _submit(divided)
+    _finish(_stage(divided, run, PARTS[0]))
+    scheduler.gone.update({"1", "2", "4", "5", "6"})  # part 2 still runs
+    again = submission.resume(run.run_id, divided, scheduler)
+    actions = {stage.name: stage.action for stage in again.stages}
+    assert [actions[name] for name in PARTS] == ["reuse", "resume", "attach", "resume"]
+    assert _numbers(scheduler.arrays[-1]) == [1, 3]
+    whole = next(one for one in scheduler.requests[6:] if one.task is None)
+    assert [handle.job_id for handle in whole.after] == ["7", "3", "8"]
+    assert [handle.array_size for handle in whole.after] == [2, 4, 2]
+
+
+def test_a_single_broken_part_is_a_job_by_itself(divided: Store, scheduler: Scheduler) -> None:
+    run = _submit(divided)
+    for name in PARTS[:3]:
+        _finish(_stage(divided, run, name))
+    scheduler.gone.update("123456")
+    submission.resume(run.run_id, divided, scheduler)
+    assert len(scheduler.arrays) == 1
+    assert scheduler.requests[6].task is None
+    assert "part-003" in scheduler.requests[6].name
+
+
+@pytest.mark.parametrize(
+    ("limit", "arrays"),
+    [(4, [[0, 1, 2, 3]]), (3, [[0, 1, 2]]), (2, [[0, 1], [0, 1]]), (1, [])],
+)
+def test_a_site_that_allows_small_arrays_gets_several(
+    divided: Store, scheduler: Scheduler, limit: int, arrays: list[list[int]]
+) -> None:
+    scheduler.limit = limit
+    run = _submit(divided)
+    assert [_numbers(array) for array in scheduler.arrays] == arrays
+    assert len(scheduler.requests) == 6
+    assert len({stage.job_id for stage in run.stages}) == 6
+    targets = {request.target[0] for request in scheduler.requests}
+    assert len(targets) == 6
+
+
+def test_a_refused_array_is_submitted_by_the_next_command(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    scheduler.refuse_from = 0
+    with pytest.raises(SchedulerError, match="Socket timed out"):
+        _submit(divided)
+    scheduler.refuse_from = 10_000
+    run = _submit(divided)
+    assert {stage.action for stage in run.stages} == {"run"}
+    assert _numbers(scheduler.arrays[0]) == [0, 1, 2, 3]
+
+
+def test_an_array_whose_submitter_was_killed_before_it_wrote_is_adopted(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    run = _submit(divided)
+    for name in PARTS:
+        folder = _stage(divided, run, name).path
+        (folder / "submission-1.json").unlink()
+        intent = fsio.read_json(folder / "submission-1.intent.json")
+        fsio.write_json(folder / "submission-1.intent.json", {**intent, "pid": 1, "host": "x"})
+    again = _submit(divided)
+    assert {stage.action for stage in again.stages} == {"attach"}
+    assert [stage.job_id for stage in again.stages] == [stage.job_id for stage in run.stages]
+    assert len(scheduler.requests) == 6
+
+
+def test_a_part_that_another_submitter_has_claimed_is_left_to_it(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    late = submission.prepare(divided.root.parent / "tiny.yaml", [], divided)
+    first = _submit(divided)
+    _stage(divided, first, PARTS[3]).path.joinpath("submission-1.intent.json").unlink()
+    _stage(divided, first, PARTS[2]).path.joinpath("submission-1.intent.json").unlink()
+    second = submission.submit(late, divided, late.executor, ["orchestrate", "submit"])
+    actions = {stage.name: stage.action for stage in second.stages}
+    assert [actions[name] for name in PARTS] == ["attach", "attach", "run", "run"]
+    assert _numbers(scheduler.arrays[-1]) == [2, 3]
+
+
+def test_another_number_of_parts_goes_on_with_the_stage_they_are_parts_of(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    first = _submit(divided)
+    scheduler.gone.update("123456")
+    second = _submit(divided, "data.home.index.shards=2")
+    assert second.run_id == first.run_id
+    spec = _stage(divided, second, WHOLE).stage() or {}
+    entries = {e["name"]: e for e in divided.read_plan(second.run_id)["stages"]}
+    assert [p["key"] for p in spec["inputs"]["parts"]] == [entries[n]["key"] for n in PARTS[:2]]
+    assert len(scheduler.arrays[-1].tasks) == 2
+
+
+def test_resume_lets_a_stage_take_the_parts_of_its_own_run(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    """Two runs share an index and divide it differently: each merges what it has submitted."""
+    mine = _submit(divided)
+    scheduler.gone.update("123456")
+    text = DIVIDED.replace("name: divided", "name: other").replace("shards: 4", "shards: 2")
+    text = text.replace("size: 32", "size: 64")
+    (divided.root.parent / "tiny.yaml").write_text(text, encoding="utf-8")
+    _submit(divided)
+    scheduler.gone.update(str(number) for number in range(7, 11))
+    submission.resume(mine.run_id, divided, scheduler)
+    spec = _stage(divided, mine, WHOLE).stage() or {}
+    assert [p["ref"] for p in spec["inputs"]["parts"]] == [f"{name}.part" for name in PARTS]
+
+
+def test_a_finished_stage_asks_for_none_of_its_broken_parts(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    run = _submit(divided)
+    _finish(_stage(divided, run, WHOLE))
+    _finish(_stage(divided, run, PARTS[1]))
+    scheduler.gone.update("123456")
+    again = submission.resume(run.run_id, divided, scheduler)
+    assert [(s.name, s.action) for s in again.stages] == [
+        (PARTS[1], "reuse"),
+        (WHOLE, "reuse"),
+        ("probe", "resume"),
+    ]
+    assert [stage.name for stage in _submit(divided).stages] == [PARTS[1], WHOLE, "probe"]
+
+
+def test_cancelling_a_stage_cancels_its_parts(divided: Store, scheduler: Scheduler) -> None:
+    run = _submit(divided)
+    names = submission.cancel(run.run_id, divided, scheduler, stage=WHOLE)
+    assert set(names) == {WHOLE, "probe", *PARTS}
+    assert set(scheduler.cancelled) == set("123456")
+
+
+def test_resuming_a_stage_resumes_its_parts(divided: Store, scheduler: Scheduler) -> None:
+    run = _submit(divided)
+    scheduler.gone.update("123456")
+    again = submission.resume(run.run_id, divided, scheduler, stage=WHOLE)
+    assert [stage.name for stage in again.stages] == [*PARTS, WHOLE]

@@ -12,6 +12,7 @@ import pytest
 from cluster import fsio
 from cluster.contract import Phase
 from orchestrator.decision import Status
+from orchestrator.explain import Told
 from orchestrator.live import Lines, display, share
 from orchestrator.status import RunStatus, StageStatus, read_status
 from orchestrator.view import (
@@ -211,7 +212,72 @@ def test_the_bar_follows_the_steps_and_is_full_at_the_end() -> None:
     assert share(replace(a_stage(Status.WAITING), progress=None)) == 0.0
 
 
+def some_parts(*statuses: Status, steps: int = 0) -> list[StageStatus]:
+    """The parts of `index-k400` and the stage they are parts of."""
+    progress = {"phase": "index", "step": steps, "steps": 100, "seconds_left": 60.0}
+    parts = [
+        StageStatus(
+            name=f"index-k400/part-{n:03}",
+            kind="index_part",
+            status=status,
+            key=f"{n}",
+            job_id=f"123_{n}",
+            attempts=1,
+            progress=progress if status is Status.RUNNING else None,
+            told=Told(reason="out of memory") if status is Status.FAILED else Told(),
+            part_of="index-k400",
+        )
+        for n, status in enumerate(statuses)
+    ]
+    names = tuple(part.name for part in parts)
+    whole = StageStatus(
+        name="index-k400", kind="index", status=Status.WAITING, key="w", job_id="124", after=names
+    )
+    return [*parts, whole]
+
+
+def shown(run: RunStatus) -> str:
+    stream = io.StringIO()
+    emit(status_view(run), stream)
+    return stream.getvalue()
+
+
+def test_the_parts_of_a_stage_are_one_line() -> None:
+    stages = some_parts(*[Status.SUCCEEDED] * 12, *[Status.RUNNING] * 4, steps=25)
+    lines = shown(a_run(*stages)).splitlines()[2:]
+    assert lines == [
+        "index-k400/part-*  running  123_0..123_15  16        "
+        "16 parts: 12 succeeded, 4 running  index  step 100/400  1:00 left",
+        "index-k400         waiting  124            -         after index-k400/part-*",
+    ]
+
+
+def test_the_trouble_of_many_parts_fills_no_screen() -> None:
+    text = shown(a_run(*some_parts(*[Status.FAILED] * 40, Status.SUCCEEDED)))
+    assert text.count("out of memory") == 3
+    assert "index-k400/part-002 failed: out of memory" in text
+    assert "index-k400/part-*: 37 more in trouble, which `status --json` lists" in text
+
+
+def test_a_line_is_printed_when_the_parts_together_change() -> None:
+    stream = io.StringIO()
+    now = [0.0]
+    lines = Lines(stream, every_seconds=10, clock=lambda: now[0])
+    for finished in range(4):
+        stages = some_parts(*[Status.SUCCEEDED] * finished, *[Status.WAITING] * (3 - finished))
+        lines.show(a_run(*stages))
+        now[0] += 4
+    assert stream.getvalue().splitlines() == [
+        "index-k400/part-*: waiting  3 parts: 3 waiting",
+        "index-k400: waiting  after index-k400/part-*",
+        "index-k400/part-*: succeeded  3 parts: 3 succeeded",
+    ]
+
+
 def test_a_fan_in_does_not_fill_the_screen() -> None:
     assert names(["a", "b", "c"]) == "a, b, c"
     assert names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert names([]) == ""
+    parts = [f"index-k400/part-{n:03}" for n in range(16)]
+    assert names(["pretrain", *parts, "probe"]) == "pretrain, index-k400/part-*, probe"
+    assert names(parts[:1]) == "index-k400/part-000"

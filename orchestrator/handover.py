@@ -1,0 +1,249 @@
+"""Hands stages over to an executor: claimed first, then written, then submitted, parts together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cluster import fsio
+from cluster.contract import ArrayRequest, Executor, JobHandle, Resources, SchedulerError
+from orchestrator.facts import live_handle
+from orchestrator.jobs import array_name, job_name, job_request
+from orchestrator.store import StageDir, Store, Submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One stage to see to, from a fresh plan or from the plan.json of a run.
+
+    `spec` is what its stage.json is to say, None where it stays as it is; `n` the number its next
+    submission takes; `number` its place among the parts of one stage.
+    """
+
+    name: str
+    key: str
+    stage: StageDir
+    upstream: tuple[str, ...]
+    resources: Resources
+    action: str
+    reason: str
+    policy: Mapping[str, Any]
+    n: int
+    spec: Mapping[str, Any] | None = None
+    part_of: str | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmittedStage:
+    """What was done about one stage; `after` are the stages its job waits for."""
+
+    name: str
+    action: str
+    job_id: str
+    reason: str
+    key: str
+    after: tuple[str, ...]
+    part_of: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmittedRun:
+    """One submission of a run: its stages in order and the handles of the jobs that are in."""
+
+    run_id: str
+    stages: tuple[SubmittedStage, ...]
+    handles: Mapping[str, JobHandle]
+
+
+def hand_over(
+    orders: Sequence[Order], run: Mapping[str, Any], store: Store, executor: Executor
+) -> SubmittedRun:
+    """See to all orders, upstream first; parts of one stage are handed over together.
+
+    Raises:
+        SchedulerError: a job was refused; what was submitted before it stays.
+    """
+    walk = _Walk(run=run, store=store, executor=executor)
+    parts: dict[str, list[Order]] = {}
+    for order in orders:
+        parts.setdefault(order.part_of or "", []).append(order)
+    for order in orders:
+        if order.name not in walk.done:
+            # Parts of one stage have the same upstream: where one may be handed over, all may.
+            walk.see_to(parts[order.part_of] if order.part_of else [order])
+    stages = tuple(walk.done[order.name] for order in orders)
+    return SubmittedRun(run_id=run["run_id"], stages=stages, handles=walk.handles)
+
+
+@dataclass(kw_only=True)
+class _Walk:
+    """One walk over the orders: what was done so far, and the jobs that dependents wait for."""
+
+    run: Mapping[str, Any]
+    store: Store
+    executor: Executor
+    done: dict[str, SubmittedStage] = field(default_factory=dict)
+    handles: dict[str, JobHandle] = field(default_factory=dict)
+
+    def see_to(self, group: Sequence[Order]) -> None:
+        """One stage, or all parts of one."""
+        wanted = [order for order in group if order.action in ("run", "resume")]
+        for order in group:
+            if order.action == "attach":
+                self._note(order, "attach", live_handle(order.stage))
+            elif order not in wanted:
+                self._note(order, order.action, None)
+        if len(group) > 1 and wanted:
+            for chunk in chunks(wanted, self.executor.array_limit()):
+                self._submit_array(chunk)
+        else:
+            for order in wanted:
+                self._submit(order)
+
+    def _submit(self, order: Order) -> None:
+        name = job_name(order.name, order.stage, order.n)
+        if not self._claim(order, name):
+            self._attach(order)
+            return
+        code, after = self.run["code"]["path"], self._after(order)
+        request = job_request(name, order.stage, order.n, order.resources, code, after)
+        try:
+            handle = self.executor.submit(request)
+        except SchedulerError:
+            self._record(order, name, None)
+            raise
+        self._record(order, name, handle)
+
+    def _submit_array(self, chunk: Mapping[int, Order]) -> None:
+        """Claim the parts, submit as one array those that nobody else has claimed."""
+        first = next(iter(chunk.values()))
+        if len(chunk) == 1:
+            return self._submit(first)
+        name = array_name(str(first.part_of), first.stage, first.n)
+        mine = {task: order for task, order in chunk.items() if self._claim(order, name, task)}
+        if mine:
+            self._submit_claimed(mine, name)
+        for task, order in chunk.items():
+            if task not in mine:
+                self._attach(order)
+        return None
+
+    def _submit_claimed(self, mine: Mapping[int, Order], name: str) -> None:
+        code = self.run["code"]["path"]
+        tasks = tuple(
+            job_request(
+                name,
+                order.stage,
+                order.n,
+                order.resources,
+                code,
+                self._after(order),
+                task=task,
+                part_of=order.part_of,
+            )
+            for task, order in mine.items()
+        )
+        array = ArrayRequest(folder=self.store.array_dir(name), tasks=tasks)
+        try:
+            handles = self.executor.submit_array(array)
+        except SchedulerError:
+            for order in mine.values():
+                self._record(order, name, None)
+            raise
+        for order, handle in zip(mine.values(), handles, strict=True):
+            self._record(order, name, handle)
+
+    def _claim(self, order: Order, name: str, task: int | None = None) -> bool:
+        """Whether the stage is ours to submit; then all its job reads is written."""
+        details = {**self._details(order), "policy": dict(order.policy), "task": task}
+        if not order.stage.claim(order.n, name, details):
+            return False
+        if order.spec is not None:
+            order.stage.write_spec(order.spec)
+        order.stage.cancel_file.unlink(missing_ok=True)
+        fsio.make_dir(order.stage.logs)
+        return True
+
+    def _details(self, order: Order) -> dict[str, Any]:
+        return {
+            "run_id": self.run["run_id"],
+            "stage": order.name,
+            "resources": asdict(order.resources),
+            "tracking": _tracking(self.run, order, self.store),
+            "code": self.run["code"]["path"],
+        }
+
+    def _record(self, order: Order, name: str, handle: JobHandle | None) -> None:
+        """What came of the claim; a handle of None says that there is no job."""
+        order.stage.record_submission(
+            Submission(
+                n=order.n,
+                job_name=name,
+                handle=handle,
+                dependencies=tuple(one.job_id for one in self._after(order)),
+                **self._details(order),
+            )
+        )
+        if handle is not None:
+            self._note(order, order.action, handle)
+
+    def _attach(self, order: Order) -> None:
+        self._note(order, "attach", _await_handle(order.stage, order.n))
+
+    def _after(self, order: Order) -> tuple[JobHandle, ...]:
+        return tuple(self.handles[name] for name in order.upstream if name in self.handles)
+
+    def _note(self, order: Order, action: str, handle: JobHandle | None) -> None:
+        if handle is not None:
+            self.handles[order.name] = handle
+        self.done[order.name] = SubmittedStage(
+            name=order.name,
+            action=action,
+            job_id=handle.job_id if handle else "",
+            reason=order.reason,
+            key=order.key,
+            after=tuple(name for name in order.upstream if name in self.handles),
+            part_of=order.part_of,
+        )
+
+
+def chunks(parts: Sequence[Order], limit: int) -> Iterator[dict[int, Order]]:
+    """The parts by their numbers in an array, as many arrays as the scheduler's limit asks for.
+
+    Where it can be, the number in the array is that of the part, as people then find it in squeue.
+    """
+    if all(part.number < limit for part in parts):
+        yield {part.number: part for part in parts}
+        return
+    for start in range(0, len(parts), limit):
+        yield dict(enumerate(parts[start : start + limit]))
+
+
+def _await_handle(stage: StageDir, n: int, patience_seconds: float = 20.0) -> JobHandle | None:
+    """The handle the other submitter records a moment after its claim."""
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        submission = stage.submission(n)
+        if submission is not None:
+            return submission.handle
+        time.sleep(0.1)
+    return None
+
+
+def _tracking(run: Mapping[str, Any], order: Order, store: Store) -> dict[str, Any] | None:
+    """Where the job's records go; of parts, which are no results, none are kept in MLflow."""
+    tracking = run["tracking"]
+    if not tracking["enabled"] or order.part_of is not None:
+        return None
+    return {
+        "uri": tracking["uri"],
+        "experiment": tracking["experiment"],
+        "run_id": run["run_id"],
+        "run_name": run["run_id"],
+        "stage": order.name,
+        "store_run_dir": str(store.run_dir(run["run_id"])),
+        "code_version": run["code"]["version"],
+    }
