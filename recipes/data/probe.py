@@ -1,48 +1,70 @@
-"""Looks at one video as closely as training will rely on it: decodes it all and tests access."""
+"""Looks at one video as closely as training will rely on it: decodes it all and tries access."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from cluster.fsio import sha256_file
 from recipes.contract import InputError
-from recipes.data.decode import read_frames
+from recipes.data.decode import CONTAINERS, last_line
+from recipes.data.demux import LATE_KEY, Order, is_indexed
+from recipes.data.probe_access import Film, try_access
+from recipes.data.scan import Scan, UnusableError, decoded, demuxed
 
-# What a container and codec may be. FFmpeg also "plays" lists of URLs and scripts; the decoder used
-# in training (decord 0.6, FFmpeg 4.1) has no AV1.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg"
-CODECS = frozenset(
-    {"h264", "hevc", "mpeg4", "vp8", "vp9", "mjpeg", "mpeg1video", "mpeg2video", "theora", "flv1"}
-    | {"msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "h263p", "wmv1", "wmv2", "wmv3", "vc1"}
-)
+VERSION = 2  # raise it when the same file may be described in another way
 
-_THUMBNAIL = (16, 32)  # height and width of the pictures compared between the decoders
-_TOLERANCE = 1.0  # mean grey levels by which a frame may match another frame better
-_REENCODE = "re-encode it, for instance `ffmpeg -i IN -c:v libx264 OUT.mp4`"
+# decord 0.6.0 carries FFmpeg 4.1
+_NOT_IN_DECORD = frozenset({"av1"})
+_WRONG_IN_DECORD = frozenset({"mpegts", "mpegvideo", "ogg"})
 
-Thumbnails = NDArray[np.uint8]
+_MEND = "data.prepare can re-encode it"
+_ANOTHER = ", or set data.decoder: pyav"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """What was found. `verdict` is `random`, `sequential` or `reject`, the latter with a reason.
 
-    `frames` can be decoded, in presentation order; `gop` is the largest distance of key frames.
+    Attributes:
+        verdict: how the decoder can read the file.
+        reason: why not at random.
+        mendable: re-encoding it would make the verdict `random`.
+        frames: that can be decoded, in presentation order.
+        fps: average.
+        duration: seconds.
+        width: of the upright picture.
+        height: of the upright picture.
+        rotation: degrees clockwise from the stored to the upright picture.
+        codec: FFmpeg's name.
+        container: FFmpeg's name.
+        pix_fmt: FFmpeg's name; "" in mode `demux`.
+        gop: largest distance of key frames.
+        b_frames: frames are stored in another order than they are shown.
+        edit_list: the container plays its frames in parts, or leaves some out.
+        checked: `full` or `demux`.
+        sha256: of the file; "" in mode `demux` and of files that cannot be opened.
+        bytes: of the file.
+        mtime_ns: of the file.
     """
 
     verdict: str
     reason: str = ""
+    mendable: bool = False
     frames: int = 0
     fps: float = 0.0
+    duration: float = 0.0
     width: int = 0
     height: int = 0
+    rotation: int = 0
     codec: str = ""
+    container: str = ""
+    pix_fmt: str = ""
     gop: int = 0
     b_frames: bool = False
+    edit_list: bool = False
+    checked: str = ""
+    sha256: str = ""
     bytes: int = 0
     mtime_ns: int = 0
 
@@ -52,143 +74,120 @@ def reject(reason: str) -> Probe:
     return Probe(verdict="reject", reason=" ".join(reason.split()))
 
 
-def probe(path: Path) -> Probe:
-    """Decode a file once in order, then check that the training decoder finds the same frames.
+def probe(path: Path, decoder: str = "decord", mode: str = "full") -> Probe:
+    """Look at a file for the decoder that will read it.
 
-    Damage in the data passes every decoder by default; here it is an error (`err_detect=explode`
-    and the corrupt flag). Random access is tested because some files answer with other frames than
-    those asked for and say nothing: AVI with B-frames is `sequential` in any case.
+    `full` decodes it once in order, with damage as an error, and then tries whether the decoder
+    finds the same frames; `demux` looks at the packets only, and calls `random` only what leaves no
+    doubt.
+
+    Raises:
+        ConfigurationError: the decoder is not installed.
     """
     try:
-        found = path.stat()
+        before = path.stat()
+        found = _look(path, decoder, mode)
+        after = path.stat()
     except FileNotFoundError:
         return reject("missing")
     except OSError as error:
         return reject(f"cannot be read ({error.strerror or error})")
-    return replace(_probe(path), bytes=found.st_size, mtime_ns=found.st_mtime_ns)
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        found = reject("changed while it was looked at; index again when it is complete")
+    return replace(found, checked=mode, bytes=before.st_size, mtime_ns=before.st_mtime_ns)
 
 
-def _probe(path: Path) -> Probe:
+def _look(path: Path, decoder: str, mode: str) -> Probe:
     import av
 
     try:
-        scan = _decode(path)
+        return _decoded(path, decoder) if mode == "full" else _demuxed(path, decoder)
+    except UnusableError as error:
+        return reject(str(error))
     except av.ArgumentError:
-        return reject(f"is not a video of a known container ({CONTAINERS})")
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        return reject(f"cannot be decoded ({_last_line(error)})")
-    if scan.problem:
-        return reject(scan.problem)
-    verdict, reason = _access(path, scan)
-    return Probe(
-        verdict=verdict,
-        reason=reason,
-        frames=len(scan.thumbnails),
-        fps=scan.fps,
-        width=scan.width,
-        height=scan.height,
-        codec=scan.codec,
-        gop=scan.gop,
-        b_frames=scan.b_frames,
+        return reject(f"is not a video of a known container ({CONTAINERS}); convert it")
+    except (av.FFmpegError, OSError, ValueError, IndexError, InputError) as error:
+        return reject(f"is damaged ({last_line(error)}); download or copy it again")
+
+
+def _decoded(path: Path, decoder: str) -> Probe:
+    scan = decoded(path)
+    order = scan.order()
+    film = Film(
+        path=path,
+        container=scan.container,
+        order=order,
+        witnesses=scan.witnesses,
+        size=(scan.height, scan.width),
+        rotation=scan.rotation,
+        decoder=decoder,
     )
+    verdict, reason = try_access(film)
+    if verdict == "reject":
+        reason = f"{reason}; {_MEND}{'' if decoder == 'pyav' else _ANOTHER}"
+    found = _described(scan, order, verdict, reason)
+    return replace(found, sha256=sha256_file(path))
 
 
-@dataclass
-class _Scan:
-    """Filled while a file is decoded."""
-
-    container: str
-    codec: str
-    fps: float
-    width: int = 0
-    height: int = 0
-    gop: int = 0
-    b_frames: bool = False
-    problem: str = ""
-    thumbnails: list[Thumbnails] = field(default_factory=list)
-
-
-def _decode(path: Path) -> _Scan:
-    import av
-
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-    with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
-        if not container.streams.video:
-            return _Scan("", "", 0.0, problem="has no video stream")
-        stream = container.streams.video[0]
-        scan = _Scan(
-            container.format.name,
-            stream.codec_context.codec.canonical_name,
-            float(stream.average_rate or 0),
-        )
-        if scan.codec not in CODECS:
-            scan.problem = f"codec {scan.codec} is not supported: {_REENCODE}"
-            return scan
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode"}
-        _look_at_frames(container.decode(stream), scan)
-    return scan
+def _demuxed(path: Path, decoder: str) -> Probe:
+    scan = demuxed(path)
+    order = scan.order()
+    trouble = _known_trouble(scan) if decoder == "decord" else ""
+    if trouble:
+        return _described(scan, order, "reject", f"decord {trouble}; {_MEND}{_ANOTHER}")
+    if order.doubt == LATE_KEY:
+        return _described(scan, order, "reject", f"{order.doubt}; {_MEND}, or index in mode full")
+    doubt = order.doubt or _demux_doubt(scan, order)
+    if doubt:
+        reason = f"read from its first frame each time: {doubt}; mode full tries more"
+        return _described(scan, order, "sequential", reason)
+    return _described(scan, order, "random", "")
 
 
-def _look_at_frames(frames: Any, scan: _Scan) -> None:
-    from av.video.frame import PictureType
-    from av.video.reformatter import VideoReformatter
-
-    scaler, (height, width) = VideoReformatter(), _THUMBNAIL
-    last_key = number = 0
-    for number, frame in enumerate(frames):
-        scan.problem = scan.problem or _trouble(frame, scan)
-        if scan.problem:
-            return
-        scan.width, scan.height = frame.width, frame.height
-        scan.b_frames = scan.b_frames or frame.pict_type == PictureType.B
-        if frame.key_frame:
-            scan.gop, last_key = max(scan.gop, number - last_key), number
-        small = scaler.reformat(frame, width, height, "rgb24")
-        scan.thumbnails.append(np.asarray(small.to_ndarray(), dtype=np.uint8))
-    scan.gop = max(scan.gop, number + 1 - last_key)
-    if not scan.thumbnails:
-        scan.problem = "has no frames"
-
-
-def _trouble(frame: Any, scan: _Scan) -> str:
-    if frame.is_corrupt:
-        return f"frame {len(scan.thumbnails)} is damaged"
-    if frame.rotation:
-        return f"is stored rotated by {frame.rotation} degrees: {_REENCODE}"
-    if scan.width and (frame.width, frame.height) != (scan.width, scan.height):
-        return f"changes its picture size at frame {len(scan.thumbnails)}"
+def _known_trouble(scan: Scan) -> str:
+    """What makes decord 0.6.0 fail or show other frames even when it reads in order."""
+    containers = scan.container.split(",")
+    if scan.codec in _NOT_IN_DECORD:
+        return f"has no {scan.codec}"
+    if not _WRONG_IN_DECORD.isdisjoint(containers):
+        return f"loses frames in containers of this kind ({scan.container})"
+    if "matroska" in containers and not scan.has_index:
+        return "fails without an index and a duration"
+    if scan.films > 1:
+        return "may take the other film in the file"
+    if scan.layout.edit_list:
+        return "does not follow its edit list"
     return ""
 
 
-def _access(path: Path, scan: _Scan) -> tuple[str, str]:
-    """Verdict and reason from a few frames, read as training would read them."""
-    count = len(scan.thumbnails)
-    picks = [count - 1, count // 7, count // 2]
-    avi_with_b_frames = "avi" in scan.container and scan.b_frames
-    try:
-        if not avi_with_b_frames and _matches(path, scan, picks, "random"):
-            return "random", ""
-        if _matches(path, scan, picks, "sequential"):
-            return "sequential", "random access is not reliable: read from the first frame"
-    except InputError as error:
-        return "reject", f"the training decoder fails ({_last_line(error)}): {_REENCODE}"
-    return "reject", f"decoders disagree which frames it has (an edit list?): {_REENCODE}"
+def _demux_doubt(scan: Scan, order: Order) -> str:
+    """Why random access cannot be promised without trying it, or ""."""
+    if not is_indexed(scan.container):
+        return "its container has no index of presentation times"
+    if scan.layout.all_keys and order.gop > 1:
+        return "its container names no key frames"
+    if order.early or scan.packets.hidden:
+        return "some frames are stored behind the key frame they are shown before"
+    return "it has an edit list" if scan.layout.edit_list else ""
 
 
-def _matches(path: Path, scan: _Scan, picks: list[int], verdict: str) -> bool:
-    """Whether each frame read resembles the frame of its number at least as well as any other."""
-    truth = np.stack(scan.thumbnails).astype(np.int16)
-    height, width = _THUMBNAIL
-    for part in (picks, picks[-1:]):
-        read = read_frames(path, part, height=height, width=width, verdict=verdict)
-        for number, picture in zip(part, read.astype(np.int16), strict=True):
-            distances = np.abs(truth - picture).mean(axis=(1, 2, 3))
-            if distances[number] > distances.min() + _TOLERANCE:
-                return False
-    return True
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+def _described(scan: Scan, order: Order, verdict: str, reason: str) -> Probe:
+    upright = scan.rotation % 180 == 0
+    seconds, rate = scan.duration_and_rate()
+    return Probe(
+        verdict=verdict,
+        reason=" ".join(reason.split()),
+        mendable=verdict != "random",
+        frames=order.frames,
+        fps=rate,
+        duration=seconds,
+        width=scan.width if upright else scan.height,
+        height=scan.height if upright else scan.width,
+        rotation=scan.rotation,
+        codec=scan.codec,
+        container=scan.container,
+        pix_fmt=scan.pix_fmt,
+        gop=order.gop,
+        b_frames=order.b_frames or scan.b_frames,
+        edit_list=scan.layout.edit_list or bool(scan.packets.discarded),
+    )
