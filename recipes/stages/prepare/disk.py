@@ -70,18 +70,22 @@ class DiskEstimate:
         """
         free = shutil.disk_usage(self.folder).free
         if free < self.bytes_left:
-            raise InputError(self.message(f"{free / 1e9:.1f} GB are free"))
+            raise InputError(self.message(f"{_size(free)} are free"))
 
     def message(self, found: str) -> str:
         """What a person has to know when the space does not suffice."""
         left = self.bytes_left
-        need = f"about {left / 1e9:.1f} GB" if left else "an unknown number of bytes (too few done)"
+        need = f"about {_size(left)}" if left else "more (how much is not known yet)"
         return (
             f"not enough disk space in {self.folder}: {found}, and the {self.videos_left} videos "
             f"still to be prepared need {need}. Free space or raise the quota, then submit again: "
             f"the {self.videos_done} prepared ones are kept. A smaller data.prepare.short_side, a "
             "larger crf or `files: needed` take less"
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextlib.contextmanager

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
+from recipes.contract import InputError
 from recipes.data.config import PrepareOptions
+from recipes.data.decode import last_line
 from recipes.data.encode import REVISION, encode
 from recipes.data.encode_check import Encoded, EncodeError, verify
+from recipes.data.scan import UnusableError, decoded
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -28,6 +31,7 @@ class Task:
         path: what the table calls it.
         sha256: its digest, or "" where the index did not compute it.
         frames: how many there must be, or 0 where the index did not decode it.
+        fps: average rate, or 0.
         target: where the result goes.
         partial: folder for files being written, on the file system of `target`.
         cache: folder of all files prepared with these options.
@@ -42,6 +46,7 @@ class Task:
     mtime_ns: int
     sha256: str
     frames: int
+    fps: float
     target: Path
     partial: Path
     cache: Path
@@ -134,11 +139,11 @@ def _prepare(task: Task) -> dict[str, Any]:
     file = _reuse(task, sha256, partial)
     reused = file is not None
     if file is None:
-        file = encode(task.source, partial, task.options, task.decoder)
-    if task.frames and file.frames != task.frames:
-        partial.unlink()
-        counts = f"has {file.frames} frames, the index counted {task.frames}"
-        raise EncodeError(counts, damaged=True)
+        frames = task.frames or _count(task.source)
+        file = encode(task.source, partial, task.options, task.decoder, task.fps)
+        if file.frames != frames:
+            partial.unlink()
+            raise EncodeError(f"has {file.frames} frames instead of {frames}", damaged=True)
     partial.replace(task.target)
     if not reused:
         _offer(task, sha256, file)
@@ -154,6 +159,22 @@ def _digest(task: Task) -> str:
         return task.sha256 or fsio.sha256_file(task.source)
     except OSError as error:
         raise EncodeError(f"cannot be read ({error.strerror or error})", damaged=True) from error
+
+
+def _count(source: Path) -> int:
+    """Frames of a file the index did not decode: it is looked at now as closely as an index can.
+
+    Raises:
+        EncodeError: it is damaged or cut off.
+    """
+    import av
+
+    try:
+        return len(decoded(source).times)
+    except UnusableError as error:
+        raise EncodeError(str(error), damaged=True) from error
+    except (InputError, av.FFmpegError, ValueError, IndexError) as error:
+        raise EncodeError(f"is damaged ({last_line(error)})", damaged=True) from error
 
 
 def _reuse(task: Task, sha256: str, partial: Path) -> Encoded | None:

@@ -39,14 +39,18 @@ def read_table(path: Path) -> pd.DataFrame:
     """The rows of an index or of a part.
 
     Raises:
-        InputError: it is not readable.
+        InputError: it is not readable, or was written before there was a preparation.
     """
     import pandas as pd
 
     try:
-        return pd.read_parquet(path)
+        table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable table of videos ({error})") from error
+    if lacking := {"checked", "mendable", "sha256"} - set(table.columns):
+        lacks = ", ".join(sorted(lacking))
+        raise InputError(f"{path}: lacks {lacks}: index the data again (submit with --rescan)")
+    return table
 
 
 def wanted(rows: pd.DataFrame, files: str) -> pd.Series[bool]:

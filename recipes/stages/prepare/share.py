@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster import fsio
 from recipes.contract import InputError, Preempted, Progress, StageContext
@@ -81,7 +81,8 @@ def _tasks(
             bytes=row["bytes"],
             mtime_ns=row["mtime_ns"],
             sha256=row["sha256"],
-            frames=row["frames"] if _decoded(row) else 0,
+            frames=row["frames"] if row["checked"] == "full" else 0,
+            fps=row["fps"],
             target=ctx.output_dir / VIDEOS / names[row["path"]],
             partial=ctx.output_dir / _PARTIAL,
             cache=cache,
@@ -91,11 +92,6 @@ def _tasks(
         )
         for row in chosen.to_dict("records")
     ]
-
-
-def _decoded(row: Mapping[Any, Any]) -> bool:
-    """Whether the index counted the frames by decoding, all of them."""
-    return bool(row["checked"] == "full" and row["verdict"] != "reject")
 
 
 def _patience(chosen: pd.DataFrame) -> int:
