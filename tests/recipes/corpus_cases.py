@@ -25,7 +25,8 @@ class Case:
 
     `shown` are the numbers of its frames in presentation order; None where no standard says what a
     player shows, and whatever is read has only to agree with a decode of the whole file.
-    `usable` are the decoders that must accept it, as sequential at the worst; others may refuse it.
+    `usable` are the decoders that must accept it after a full look, as sequential at the worst; the
+    others may refuse it.
     """
 
     name: str
@@ -264,7 +265,7 @@ MATROSKA = [
     _file("mpeg2_b.mkv", codec="mpeg2video", b_frames=2),
     _file("ffv1.mkv", codec="ffv1", usable=NONE),
     _file("av1.mkv", codec="libsvtav1", size=(64, 64), options={"preset": "12"}, usable=PYAV),
-    _file("no_cues.mkv", container={"live": "1"}, b_frames=2),
+    _file("no_cues.mkv", container={"live": "1"}, b_frames=2, usable=PYAV),
     _file("late.mkv", edit=edits.shift(90_000), b_frames=2),
     _file("same_times.mkv", edit=edits.faster(3000), usable=NONE),
     _file("same_times_b.mkv", edit=edits.faster(3000), b_frames=2, usable=NONE),
@@ -331,9 +332,9 @@ WEBM = [
 ]
 
 MPEG = [
-    _file("h264_b.ts", b_frames=2),
+    _file("h264_b.ts", b_frames=2, usable=PYAV),
     _file("h264.ts"),
-    _file("h264_open_gop.ts", b_frames=3, gop=15, options=_OPEN),
+    _file("h264_open_gop.ts", b_frames=3, gop=15, options=_OPEN, usable=PYAV),
     _file(
         "cut_open_gop.ts",
         b_frames=3,
@@ -343,34 +344,56 @@ MPEG = [
         shown=None,
         usable=NONE,
     ),
-    _file("hevc.ts", codec="libx265", b_frames=3, gop=20, options=_X265_CLOSED),
-    _file("mpeg2_b.ts", codec="mpeg2video", b_frames=2),
-    _file("late.ts", edit=edits.shift(25 * 3600), b_frames=2, container={"mpegts_copyts": "1"}),
+    _file("hevc.ts", codec="libx265", b_frames=3, gop=20, options=_X265_CLOSED, usable=PYAV),
+    _file("mpeg2_b.ts", codec="mpeg2video", b_frames=2, usable=PYAV),
     _file(
-        "wraps.ts", edit=edits.shift(25 * 95443 - 10), b_frames=2, container={"mpegts_copyts": "1"}
+        "late.ts",
+        edit=edits.shift(25 * 3600),
+        b_frames=2,
+        container={"mpegts_copyts": "1"},
+        usable=PYAV,
     ),
     _file(
-        "wraps_late.ts", edit=edits.shift(25 * 95442), b_frames=2, container={"mpegts_copyts": "1"}
+        "wraps.ts",
+        edit=edits.shift(25 * 95443 - 10),
+        b_frames=2,
+        container={"mpegts_copyts": "1"},
+        usable=PYAV,
+    ),
+    _file(
+        "wraps_late.ts",
+        edit=edits.shift(25 * 95442),
+        b_frames=2,
+        container={"mpegts_copyts": "1"},
+        usable=PYAV,
     ),
     _file("jump_ahead.ts", edit=edits.jump(30, 25 * 600), b_frames=0, usable=NONE),
     _joined("joined.ts"),
     _joined("joined_b.ts", b_frames=2),
     _joined("joined_b.mpg", codec="mpeg2video", b_frames=2),
     _file("no_first_key.ts", edit=edits.drop(5), b_frames=2, shown=range(12, COUNT), usable=NONE),
-    _file("intra_refresh.ts", gop=12, count=120, options={"intra-refresh": "1"}),
+    _file("intra_refresh.ts", gop=12, count=120, options={"intra-refresh": "1"}, usable=PYAV),
     _file(
         "turned_in_stream.ts",
         turned=1,
         filters="h264_metadata=display_orientation=insert:rotate=90",
         usable=NONE,
     ),
-    _file("sound_longer.ts", sound=6.0, b_frames=2),
+    _file("sound_longer.ts", sound=6.0, b_frames=2, usable=PYAV),
     _file(
         "larger.ts", count=30, edit=edits.append("libx264", 96, 128), shown=range(60), usable=NONE
     ),
-    _file("one_frame.ts", count=1),
-    _file("interlaced.ts", codec="mpeg2video", options={"flags": "+ildct+ilme"}, b_frames=2),
-    _file("blu_ray.m2ts", b_frames=2, container={"mpegts_m2ts_mode": "1"}, form="mpegts"),
+    _file("one_frame.ts", count=1, usable=PYAV),
+    _file(
+        "interlaced.ts",
+        codec="mpeg2video",
+        options={"flags": "+ildct+ilme"},
+        b_frames=2,
+        usable=PYAV,
+    ),
+    _file(
+        "blu_ray.m2ts", b_frames=2, container={"mpegts_m2ts_mode": "1"}, form="mpegts", usable=PYAV
+    ),
     _file("mpeg1.mpg", codec="mpeg1video"),
     _file("mpeg1_b.mpg", codec="mpeg1video", b_frames=2),
     _file("mpeg2_b.mpg", codec="mpeg2video", b_frames=2),
