@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from recipes.data.config import PrepareOptions
 from recipes.data.decode import read_frames, video_stream
+from recipes.data.encode import encode
 from recipes.data.probe import Probe, probe
 from tests.recipes.corpus import Frames, read_numbers
-from tests.recipes.corpus_cases import CASES, Case
+from tests.recipes.corpus_cases import AVI, CASES, MPEG, Case
 from tests.recipes.data_files import TEST_DATA, real_data
 
 DECODERS = ("decord", "pyav")
@@ -23,6 +25,7 @@ NASTY = [path for path in TEST_DATA.glob("nasty/*") if path.stat().st_size <= LA
 REFUSED = {"decord_corrupted.mp4", "tc_animated.gif", "tc_audio_only.mp3"} | {
     "tc_gif_frame_exceeds_screen.gif"
 }
+NOT_MENDED = {"turned_in_stream.ts"}  # says it is turned in its first frame and never again
 ADVICE = "re-encode|convert|download|decoder: pyav|index again"
 
 
@@ -103,6 +106,21 @@ def all_thumbnails(path: Path) -> NDArray[np.int16]:
             for frame in container.decode(video_stream(container))
         ]
     return np.stack(small).astype(np.int16)
+
+
+@pytest.mark.parametrize("case", [*AVI, *MPEG], ids=lambda case: case.name)
+def test_what_re_encoding_mends_has_the_frames_of_its_source_at_random(
+    case: Case, tmp_path: Path
+) -> None:
+    path, target = tmp_path / case.name, tmp_path / "prepared.mp4"
+    case.make(path)
+    found = probe(path)
+    if not found.mendable or case.name in NOT_MENDED:
+        return
+    encode(path, target, PrepareOptions(short_side=128), "decord", found.fps)
+    truth, prepared = list(case.shown or decode_all(path)), probe(target)
+    assert (prepared.verdict, prepared.frames) == ("random", len(truth))
+    assert wrong_frames(target, truth, prepared, "decord") == []
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NASTY) or ["absent"])
