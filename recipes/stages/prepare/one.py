@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from recipes.contract import InputError
 from recipes.data.config import PrepareOptions
-from recipes.data.decode import last_line
 from recipes.data.encode import REVISION, encode
 from recipes.data.encode_check import Encoded, EncodeError, verify
-from recipes.data.scan import UnusableError, decoded
+from recipes.data.probe import probe
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -139,7 +137,7 @@ def _prepare(task: Task) -> dict[str, Any]:
     file = _reuse(task, sha256, partial)
     reused = file is not None
     if file is None:
-        frames = task.frames or _count(task.source)
+        frames = task.frames or _count(task)
         file = encode(task.source, partial, task.options, task.decoder, task.fps)
         if file.frames != frames:
             partial.unlink()
@@ -161,20 +159,16 @@ def _digest(task: Task) -> str:
         raise EncodeError(f"cannot be read ({error.strerror or error})", damaged=True) from error
 
 
-def _count(source: Path) -> int:
+def _count(task: Task) -> int:
     """Frames of a file the index did not decode: it is looked at now as closely as an index can.
 
     Raises:
         EncodeError: it is damaged or cut off.
     """
-    import av
-
-    try:
-        return len(decoded(source).times)
-    except UnusableError as error:
-        raise EncodeError(str(error), damaged=True) from error
-    except (InputError, av.FFmpegError, ValueError, IndexError) as error:
-        raise EncodeError(f"is damaged ({last_line(error)})", damaged=True) from error
+    found = probe(task.source, task.decoder, "full")
+    if found.verdict == "reject" and not found.mendable:
+        raise EncodeError(found.reason, damaged=True)
+    return found.frames
 
 
 def _reuse(task: Task, sha256: str, partial: Path) -> Encoded | None:
