@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,33 +11,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.contract import Artifact, ConfigurationError, InputError
+from recipes.data.texts import Texts
 
 Split = Literal["train", "test", "val", "all"]
+
+# Fields of `VideoTable` that are a column of the index, and its name there.
+_NUMBERS = {
+    "labels": "label_id",
+    "frames": "frames",
+    "widths": "width",
+    "heights": "height",
+    "rotations": "rotation",
+    "gops": "gop",
+    "bytes": "bytes",
+    "mtimes_ns": "mtime_ns",
+}
+_TEXTS = {"paths": "path", "verdicts": "verdict", "groups": "group"}
+_CAMERA_NUMBERS = {"offsets": "offset", "starts": "start"}
+_CAMERA_TEXTS = {"instances": "instance", "cameras": "camera"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTable:
     """Videos of one split that can be read (V rows); arrays are aligned with `paths`.
 
-    `labels` are -1 where unlabeled. `total` counts the split's rows before unreadable and too short
-    ones were left out. `widths`, `heights` (pixels), `gops` (frames between key frames), `bytes`
-    and `mtimes_ns` are what the index found; a file that changed since is refused when read.
+    Attributes:
+        root: folder of the files as they were listed.
+        prepared_root: folder of those that were re-encoded.
+        decoder: the one the verdicts are for.
+        paths: relative to `root`, or to `prepared_root` where `prepared`.
+        prepared: (V,) whether a row is a re-encoded file.
+        labels: (V,) -1 where unlabeled.
+        frames: (V,) frames of the recording, in multi-camera data from `starts` on.
+        widths: (V,) pixels of the upright picture.
+        heights: (V,) likewise.
+        rotations: (V,) degrees clockwise from the stored to the upright picture.
+        gops: (V,) frames between key frames.
+        bytes: (V,) size of the file; one that changed since is refused when read.
+        mtimes_ns: (V,) its time of modification, likewise.
+        verdicts: `random` or `sequential`.
+        groups: videos of one group must not be separated by a split.
+        classes: names of the labels.
+        name: of the data set.
+        total: rows of the split before unreadable and too short ones were left out.
+        instances: what several cameras filmed; this and the rest only in multi-camera data.
+        cameras: which of them a row is.
+        offsets: (V,) frames by which it is late: frame t + offset shows moment t.
+        starts: (V,) frame of the file at which the recording begins.
     """
 
     root: Path
-    paths: tuple[str, ...]
+    prepared_root: Path | None
+    decoder: str
+    paths: Texts
+    prepared: NDArray[np.bool_]
     labels: NDArray[np.int64]
     frames: NDArray[np.int64]
     widths: NDArray[np.int64]
     heights: NDArray[np.int64]
+    rotations: NDArray[np.int64]
     gops: NDArray[np.int64]
     bytes: NDArray[np.int64]
     mtimes_ns: NDArray[np.int64]
-    verdicts: tuple[str, ...]
-    groups: tuple[str, ...]
+    verdicts: Texts
+    groups: Texts
     classes: tuple[str, ...]
     name: str
     total: int
+    instances: Texts | None = None
+    cameras: Texts | None = None
+    offsets: NDArray[np.int64] | None = None
+    starts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,6 +91,11 @@ class VideoTable:
         """Share of the split's videos that are used."""
         return len(self) / self.total if self.total else 0.0
 
+    def file(self, row: int) -> Path:
+        """Where the video of a row lies."""
+        folder = self.prepared_root if self.prepared[row] else self.root
+        return Path(folder or self.root, self.paths[row])
+
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> VideoTable:
         """The same table with these rows only, in this order; `total` shrinks in proportion.
 
@@ -54,22 +103,14 @@ class VideoTable:
         """
         index = np.asarray(rows, dtype=np.int64)
         total = len(index) + round(len(index) * (self.total - len(self)) / max(len(self), 1))
-        return VideoTable(
-            root=self.root,
-            paths=tuple(self.paths[i] for i in index),
-            labels=self.labels[index],
-            frames=self.frames[index],
-            widths=self.widths[index],
-            heights=self.heights[index],
-            gops=self.gops[index],
-            bytes=self.bytes[index],
-            mtimes_ns=self.mtimes_ns[index],
-            verdicts=tuple(self.verdicts[i] for i in index),
-            groups=tuple(self.groups[i] for i in index),
-            classes=self.classes,
-            name=self.name,
-            total=total,
-        )
+        taken: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Texts):
+                taken[field.name] = value.take(index)
+            elif isinstance(value, np.ndarray):
+                taken[field.name] = value[index]
+        return replace(self, total=total, **taken)
 
 
 def load_table(
@@ -78,7 +119,7 @@ def load_table(
     """Read one split of an index artifact, without rejected and too short videos.
 
     Args:
-        artifact: the `dataset` artifact of an index stage.
+        artifact: the `dataset` artifact of an index or prepare stage.
         split: `all` takes every row, also those marked unused.
         fold: official split 1 to 3 of UCF101 and HMDB51; None is the column `split` (there: 1).
         min_frames: leave out shorter videos (`ClipConfig.min_frames`); they count in `total`.
@@ -87,56 +128,81 @@ def load_table(
         InputError: the file is not such a table, or no row is left.
         ConfigurationError: the data set has no such fold.
     """
-    import pandas as pd
+    import pyarrow.compute as pc
 
-    try:
-        frame = pd.read_parquet(artifact.path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{artifact.path}: not a readable index ({error})") from error
-    column = _split_column(frame.columns, fold, str(artifact.meta.get("name", "the data set")))
-    listed = frame if split == "all" else frame[frame[column] == split]
-    usable = listed[listed["verdict"] != "reject"]
+    name = str(artifact.meta.get("name", artifact.path))
+    column = "split" if fold is None else f"split_{fold}"
+    columns = _read(artifact.path, column, name)
+    listed = columns if split == "all" else columns.filter(pc.equal(columns[column], split))
+    usable = listed.filter(pc.not_equal(listed["verdict"], "reject"))
     if min_frames is not None:
-        usable = usable[usable["frames"] >= min_frames]
-    if usable.empty:
-        longest = int(listed["frames"].max()) if len(listed) else 0
+        usable = usable.filter(pc.greater_equal(usable["frames"], min_frames))
+    if len(usable) == 0:
+        longest = pc.max(listed["frames"]).as_py() or 0
         raise InputError(
-            f"{artifact.meta.get('name', artifact.path)}: no usable video in split {split!r} "
-            f"({len(listed)} listed, longest {longest} frames, needed {min_frames or 1}); choose "
-            "another split or shorter clips (blocks, frames, stride, short: loop)"
+            f"{name}: no usable video in split {split!r} ({len(listed)} listed, longest {longest} "
+            f"frames, needed {min_frames or 1}); choose another split or shorter clips (blocks, "
+            "frames, stride, short: loop)"
         )
     return _table(usable, artifact, total=len(listed))
 
 
-def _split_column(columns: Any, fold: int | None, name: str) -> str:
-    if fold is None:
-        return "split"
-    column = f"split_{fold}"
-    if column not in columns:
-        raise ConfigurationError(f"{name} has no split {fold}; leave `split` out of the recipe")
-    return column
+def _read(path: Path, split: str, name: str) -> Any:
+    """The needed columns of the index as a pyarrow table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            known = set(file.schema_arrow.names)
+            if split != "split" and split not in known:
+                raise ConfigurationError(
+                    f"{name} has no split {split[-1]}; leave `split` out of the recipe"
+                )
+            cameras = {**_CAMERA_NUMBERS, **_CAMERA_TEXTS}
+            wanted = {split, *_NUMBERS.values(), *_TEXTS.values(), *cameras.values(), "prepared"}
+            table = file.read(columns=sorted(wanted & known))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not a readable index ({error})") from error
+    if missing := sorted({split, *_NUMBERS.values(), *_TEXTS.values()} - known - {"rotation"}):
+        raise InputError(f"{path}: not a readable index (no column {', '.join(missing)})")
+    if "start" not in known:
+        return table
+    # what is asked of the length of a video is asked of its recording
+    lengths = pc.subtract(table["frames"], table["start"])
+    return table.set_column(table.schema.get_field_index("frames"), "frames", lengths)
 
 
-def _table(frame: Any, artifact: Artifact, total: int) -> VideoTable:
-    def ints(column: str) -> NDArray[np.int64]:
-        return frame[column].to_numpy(dtype=np.int64)  # type: ignore[no-any-return]
+def _table(columns: Any, artifact: Artifact, total: int) -> VideoTable:
+    def numbers(names: dict[str, str]) -> dict[str, NDArray[np.int64]]:
+        return {
+            field: columns[name].to_numpy().astype(np.int64, copy=False)
+            for field, name in names.items()
+            if name in columns.column_names
+        }
 
-    def texts(column: str) -> tuple[str, ...]:
-        return tuple(str(value) for value in frame[column])
+    def texts(names: dict[str, str]) -> dict[str, Texts]:
+        return {
+            field: Texts.from_arrow(columns[name])
+            for field, name in names.items()
+            if name in columns.column_names
+        }
 
+    rows, prepared_root = len(columns), artifact.meta.get("prepared_root")
+    prepared = columns["prepared"].to_numpy() if "prepared" in columns.column_names else None
+    content: dict[str, Any] = {
+        "rotations": np.zeros(rows, np.int64),
+        **numbers(_NUMBERS | _CAMERA_NUMBERS),
+        **texts(_TEXTS | _CAMERA_TEXTS),
+    }
     return VideoTable(
         root=Path(artifact.meta["root"]),
-        paths=texts("path"),
-        labels=ints("label_id"),
-        frames=ints("frames"),
-        widths=ints("width"),
-        heights=ints("height"),
-        gops=ints("gop"),
-        bytes=ints("bytes"),
-        mtimes_ns=ints("mtime_ns"),
-        verdicts=texts("verdict"),
-        groups=texts("group"),
+        prepared_root=None if prepared_root is None else Path(prepared_root),
+        decoder=str(artifact.meta.get("decoder", "decord")),
+        prepared=np.zeros(rows, np.bool_) if prepared is None else prepared.astype(np.bool_),
         classes=tuple(artifact.meta["classes"]),
         name=str(artifact.meta["name"]),
         total=total,
+        **content,
     )

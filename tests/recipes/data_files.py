@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing.forkserver
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from cluster import fsio
 from recipes.contract import Artifact, Progress, StageContext
-from recipes.data import workers
+from recipes.data.crew import start_server
 from recipes.data.table import VideoTable, load_table
 from recipes.stages.index.config import IndexConfig
 from recipes.stages.index.run import run
@@ -129,9 +128,7 @@ def context(output_dir: Path, **changes: Any) -> StageContext:
 @functools.cache
 def warm_workers() -> None:
     """Start the fork server with torch imported, so that each later worker starts at once."""
-    workers._context("recipes.data.loader")
-    with workers._stop_signals_held():
-        multiprocessing.forkserver.ensure_running()
+    start_server("recipes.data.loader")
 
 
 def index(output_dir: Path, **data: Any) -> Artifact:

@@ -23,6 +23,7 @@ from recipes.contract import ConfigurationError, InputError
 from recipes.data.clip_config import NO_AUGMENT, AugmentConfig, ClipConfig
 from recipes.data.loader import Batch, TrainBatches, epoch_order, eval_batches
 from recipes.data.table import VideoTable
+from recipes.data.texts import Texts
 from tests.recipes.data_files import numbers_of, small_table
 
 CLIP = ClipConfig(blocks=2, frames=4, stride=2, size=24)
@@ -190,7 +191,7 @@ def test_numbers_that_do_not_fit_are_refused(
 
 def without_files(table: VideoTable, *rows: int) -> VideoTable:
     paths = [f"gone/{row}" if row in rows else path for row, path in enumerate(table.paths)]
-    return replace(table, paths=tuple(paths))
+    return replace(table, paths=Texts.of(paths))
 
 
 def test_an_unreadable_video_is_replaced_the_same_way_each_time(
@@ -204,12 +205,12 @@ def test_an_unreadable_video_is_replaced_the_same_way_each_time(
         expected = [4 if video in (2, 3) else video for video in other.videos.tolist()]
         assert one.videos.tolist() == expected
         assert one.labels.tolist() == table.labels[one.videos].tolist()
-    assert "gone/2: No such file or directory" in caplog.text
+    assert "gone/2: No such file or directory; replaced by" in caplog.text
 
 
 def test_many_unreadable_videos_end_the_training(table: VideoTable) -> None:
     broken = without_files(table, 0, 2, 4, 6, 8)
-    with pytest.raises(InputError, match=r"1\d of the first \d+ samples could not be read"):
+    with pytest.raises(InputError, match=r"33 of \d+ samples could not be read, more than max_replaced_share 0.2"):
         list(batches(broken, epochs=50))
 
 
