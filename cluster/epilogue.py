@@ -25,11 +25,11 @@ from cluster.decision import (
     SchedulerView,
     decide,
 )
+from cluster.progress import committed_step
 from cluster.queue import own_job_id, parse_scontrol_job
 
 _SCHEMA_VERSION = 1
 _ATTEMPT = re.compile(r"s(\d+)r(\d+)")
-_CHECKPOINT = re.compile(r"step_(\d+)")
 _SCONTROL_TRIES = 3
 _SCONTROL_SECONDS = 20
 
@@ -148,13 +148,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         print(f"orchestrate: {error}", file=sys.stderr)
         return None
-
-
-def committed_step(stage: Path) -> int:
-    """The step of the newest committed checkpoint: a manifest is the last file of a commit."""
-    manifests = (stage / "checkpoints").glob("step_*/manifest.json")
-    matches = [_CHECKPOINT.fullmatch(manifest.parent.name) for manifest in manifests]
-    return max((int(match.group(1)) for match in matches if match), default=0)
 
 
 def _succeeded(stage: Path) -> bool:

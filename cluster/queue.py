@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.contract import JobState, Phase
 
@@ -84,7 +84,11 @@ def phase(state: str) -> Phase:
 
 
 def parse_squeue(text: str) -> list[QueuedJob]:
-    """Read `squeue --noheader -O SQUEUE_FORMAT` with SLURM_TIME_FORMAT=%s.
+    """Read `squeue --noheader -O SQUEUE_FORMAT` with SLURM_TIME_FORMAT=%s, SLURM_BITSTR_LEN=0.
+
+    The tasks of an array that still wait stand in one line, which becomes one job for each. squeue
+    can print them one by one itself (`--array`), and then leaves out the last of tasks that follow
+    each other in equal steps: of 1,3,5,7,9,11,13 it shows six (22.05).
 
     Raises:
         ValueError: a line that does not have the fields asked for.
@@ -96,8 +100,30 @@ def parse_squeue(text: str) -> list[QueuedJob]:
         values = line.removesuffix("|").split("|", len(SQUEUE_FIELDS) - 1)
         if len(values) != len(SQUEUE_FIELDS):
             raise ValueError(f"squeue printed a line of {len(values)} fields: {line!r}")
-        jobs.append(_job(dict(zip(SQUEUE_FIELDS, (v.strip() for v in values), strict=True))))
+        job = _job(dict(zip(SQUEUE_FIELDS, (v.strip() for v in values), strict=True)))
+        jobs += [replace(job, job_id=job_id) for job_id in expand_tasks(job.job_id)]
     return jobs
+
+
+def expand_tasks(job_id: str) -> list[str]:
+    """The ids that `7_[0-2,5-9:2%4]` stands for: 7_0, 7_1, 7_2, 7_5, 7_7, 7_9; others are one.
+
+    Raises:
+        ValueError: an expression that was cut off or is of another form.
+    """
+    match = re.fullmatch(r"(\d+)_\[([^%]*)(?:%\d+)?\]", job_id)
+    if match is None:
+        if not re.fullmatch(r"\d+(_\d+)?", job_id):
+            raise ValueError(f"unknown form of a job id: {job_id!r}")
+        return [job_id]
+    tasks: list[int] = []
+    for span in match[2].split(","):
+        numbers = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", span)
+        if numbers is None:
+            raise ValueError(f"unknown form of array tasks: {job_id!r}")
+        low, high, step = numbers.groups()
+        tasks += range(int(low), int(high or low) + 1, int(step or 1))
+    return [f"{match[1]}_{task}" for task in tasks]
 
 
 def _job(row: Mapping[str, str]) -> QueuedJob:

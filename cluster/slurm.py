@@ -238,7 +238,7 @@ class SlurmExecutor:
         )
 
     def _squeue(self, *selection: str) -> list[QueuedJob]:
-        base = ["squeue", "--noheader", "--array", "--states=all", "--Format", SQUEUE_FORMAT]
+        base = ["squeue", "--noheader", "--states=all", "--Format", SQUEUE_FORMAT]
         try:
             return parse_squeue(_run([*base, *selection]))
         except SchedulerError as error:
@@ -269,7 +269,7 @@ def _run(command: Sequence[str]) -> str:
         for name, value in os.environ.items()
         if not name.startswith(("SQUEUE_", "SCANCEL_", "SLURM_CLUSTERS"))
     }
-    environment |= {"SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+    environment |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=120

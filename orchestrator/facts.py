@@ -36,7 +36,7 @@ class StoreFacts:
             self._facts[stage] = StageFacts(
                 result=stage not in open_ones,
                 running=running,
-                has_checkpoint=folder.committed_step() > 0,
+                has_checkpoint=stage in open_ones and folder.has_committed(),
                 detail=f"job {handle.job_id}" if handle is not None and running else "",
             )
 

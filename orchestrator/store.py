@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import fsio
+from cluster import fsio, progress
 from cluster.contract import JobHandle
 
 SCHEMA_VERSION = 1
@@ -94,10 +94,12 @@ class StageDir:
         return fsio.read_json_or_none(self.cancel_file)
 
     def committed_step(self) -> int:
-        """Step of the newest committed checkpoint, 0 without one; the job checks if it is sound."""
-        found = self.checkpoints.glob("step_*/manifest.json")
-        steps = (path.parent.name.removeprefix("step_") for path in found)
-        return max((int(step) for step in steps if step.isdecimal()), default=0)
+        """How far its committed work goes; the job checks if that is sound."""
+        return progress.committed_step(self.path)
+
+    def has_committed(self) -> bool:
+        """Whether another attempt has anything to go on from."""
+        return progress.has_committed(self.path)
 
     def progress(self) -> dict[str, Any] | None:
         """The newest progress report of rank 0."""

@@ -94,8 +94,6 @@ def submit(
     orders = [
         _order(store, stage, prepared.facts.numbers[stage.kind, stage.key]) for stage in plan.stages
     ]
-    for planned, order in zip(plan.stages, orders, strict=True):
-        _write_stage(order.stage, planned)
     run = _write_run(prepared, store, argv, asdict(code))
     return hand_over(orders, run, store, executor)
 
@@ -154,12 +152,6 @@ def executor_for(run: Mapping[str, Any]) -> Executor:
     from cluster.executors import make
 
     return make(run["executor"])
-
-
-def _write_stage(stage: StageDir, planned: PlannedStage) -> None:
-    """stage.json, once: whoever comes later with the same key finds the same content."""
-    fsio.make_dir(stage.path)
-    fsio.create_json(stage.stage_file, {"schema_version": SCHEMA_VERSION, **planned.record()})
 
 
 def _write_run(

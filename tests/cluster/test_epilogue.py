@@ -13,7 +13,7 @@ import pytest
 
 from cluster import fsio
 from cluster.decision import Decision, SchedulerView
-from cluster.epilogue import committed_step, exit_code, scheduler_view
+from cluster.epilogue import exit_code, scheduler_view
 from tests.cluster.bench import REPOSITORY
 
 HEAVY = ("torch", "numpy", "submitit", "pydantic", "mlflow", "yaml")
@@ -156,14 +156,19 @@ def test_damaged_records_do_not_keep_it_from_deciding(stage: Path) -> None:
     assert "not valid JSON" in done.stderr
 
 
-def test_only_committed_checkpoints_count(stage: Path) -> None:
-    assert committed_step(stage) == 0
-    commit(stage, 90)
-    commit(stage, 100)
-    fsio.make_dir(stage / "checkpoints" / "step_000000200")
-    fsio.make_dir(stage / "checkpoints" / "step_000000300.tmp")
-    (stage / "checkpoints" / "step_000000300.tmp" / "manifest.json").write_text("{}")
-    assert committed_step(stage) == 100
+def test_a_stage_that_journals_its_files_may_run_into_its_time_limit_for_ever(
+    stage: Path, tmp_path: Path
+) -> None:
+    """Each file that is done is progress: attempts that add some are not attempts in vain."""
+    journal = fsio.make_dir(stage / "checkpoints") / "files.jsonl"
+    scheduler = fake_slurm(tmp_path, RUNNING_JOB)
+    for restart in range(5):
+        fsio.append_json_line(journal, {"path": f"{restart}.mp4"})
+        env = {**scheduler, "SLURM_RESTART_COUNT": str(restart)}
+        assert run(stage, 75, env=env).returncode == 75
+        assert record(stage, f"s001r{restart:03d}")["step"] == restart + 1
+    codes = [run(stage, 75, env={**scheduler, "SLURM_RESTART_COUNT": str(n)}) for n in range(5, 8)]
+    assert [done.returncode for done in codes] == [75, 75, 1]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from cluster.contract import Phase
 from cluster.queue import (
     PHASES,
+    expand_tasks,
     own_job_id,
     parse_scontrol_config,
     parse_scontrol_job,
@@ -67,6 +68,30 @@ def test_the_tasks_of_an_array_are_jobs_of_their_own() -> None:
     assert jobs["1_0"].state.phase is Phase.RUNNING
     assert jobs["1_3"].state.exit_code == 0
     assert jobs["5"].state.phase is Phase.GONE
+
+
+@pytest.mark.parametrize(
+    ("text", "tasks"),
+    [
+        ("7_[0-3]", [0, 1, 2, 3]),
+        ("7_[1,3]", [1, 3]),
+        ("7_[1-13:2]", [1, 3, 5, 7, 9, 11, 13]),
+        ("7_[0-3,7,9%2]", [0, 1, 2, 3, 7, 9]),
+        ("7_[0-99:33%4]", [0, 33, 66, 99]),
+        ("7_[5]", [5]),
+    ],
+)
+def test_tasks_that_wait_in_one_line_are_told_apart(text: str, tasks: list[int]) -> None:
+    """Forms printed by SLURM 22.05.8."""
+    assert expand_tasks(text) == [f"7_{task}" for task in tasks]
+    line = f"{text}|PENDING|BeginTime|0|1795268874|0|many|\n"
+    assert [job.job_id for job in parse_squeue(line)] == expand_tasks(text)
+
+
+@pytest.mark.parametrize("text", ["7_[0-3,7,...]", "7_[0-3", "7_[a]", "7_", "x", "7+0"])
+def test_a_job_id_of_another_form_is_an_error_and_not_a_guess(text: str) -> None:
+    with pytest.raises(ValueError, match="unknown form"):
+        expand_tasks(text)
 
 
 def test_a_task_of_an_array_is_known_by_the_array_and_its_number() -> None:
