@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.contract import JobHandle, JobState, Phase, SchedulerError
 from orchestrator.plan import StageFacts
 from orchestrator.store import StageDir, Store, Submission
+from recipes.config import PARTS
 
 
 class StoreFacts:
@@ -37,12 +38,18 @@ class StoreFacts:
                 result=stage not in open_ones,
                 running=running,
                 has_checkpoint=stage in open_ones and folder.has_committed(),
+                merges=_merged(folder) if running else frozenset(),
                 detail=f"job {handle.job_id}" if handle is not None and running else "",
             )
 
     def __call__(self, kind: str, key: str) -> StageFacts:
         """The facts of one stage."""
         return self._facts[kind, key]
+
+
+def _merged(folder: StageDir) -> frozenset[str]:
+    parts = ((folder.stage() or {}).get("inputs") or {}).get(PARTS, ())
+    return frozenset(str(part["key"]) for part in parts)
 
 
 def _await_cancelled(stages: Sequence[StageDir], patience_seconds: float = 90.0) -> None:

@@ -85,17 +85,15 @@ def _needed(plan: Plan, facts: Facts) -> list[PlannedStage]:
     """
     unneeded: set[str] = set()
     for whole, parts in plan.divided():
-        fact = facts(whole.kind, whole.key)
-        idle = {p.name for p in parts if not _has_trace(facts(p.kind, p.key))}
-        if fact.result or (fact.running and len(idle) == len(parts)):
-            unneeded |= idle
+        wanted = facts(whole.kind, whole.key).asks_for
+        unneeded |= {p.name for p in parts if not (wanted(p.key) or _shows(facts(p.kind, p.key)))}
     if not unneeded:
         return list(plan.stages)
     return [stage.without_parts(unneeded) for stage in plan.stages if stage.name not in unneeded]
 
 
-def _has_trace(fact: StageFacts) -> bool:
-    return fact.result or fact.running
+def _shows(part: StageFacts) -> bool:
+    return part.result or part.running
 
 
 def _action(fact: StageFacts, blocked: list[str]) -> tuple[Action, str]:

@@ -24,6 +24,7 @@ class StageFacts:
         result: its result is valid.
         running: a job of it is pending or running.
         has_checkpoint: a committed checkpoint is there to go on from.
+        merges: keys of the parts that it was told to merge when it was last submitted.
         detail: what to tell a person, such as `job 4711` or `run quickstart-1a2b3c4d`.
         blocked: why it must not be submitted now; empty where it may.
     """
@@ -31,8 +32,13 @@ class StageFacts:
     result: bool = False
     running: bool = False
     has_checkpoint: bool = False
+    merges: frozenset[str] = frozenset()
     detail: str = ""
     blocked: str = ""
+
+    def asks_for(self, part_key: str) -> bool:
+        """Whether the result of a part is still wanted, which may be one of another division."""
+        return not self.result and (not self.running or part_key in self.merges)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,14 +111,13 @@ def resume(run_id: str, store: Store, executor: Executor, stage: str | None = No
         raise KeyError(stage)
     facts = StoreFacts(store, [(e["kind"], e["key"]) for e in entries])
     wanted = set(named) if stage is None else _with_upstream(stage, entries)
-    finished = {e["name"] for e in entries if facts(e["kind"], e["key"]).result}
+    known = {entry["name"]: facts(entry["kind"], entry["key"]) for entry in entries}
     orders = []
     for entry in entries:
-        fact = facts(entry["kind"], entry["key"])
+        fact, whole = known[entry["name"]], known.get(entry.get("part_of"))
         action = "reuse" if fact.result else "attach" if fact.running else "resume"
-        # Parts of a stage that came by its result otherwise are not needed any more.
-        unneeded = action == "resume" and entry.get("part_of") in finished
-        if entry["name"] in wanted and not unneeded:
+        asked_for = whole is None or whole.asks_for(entry["key"]) or action != "resume"
+        if entry["name"] in wanted and asked_for:
             n = facts.numbers[entry["kind"], entry["key"]]
             orders.append(_order_from_plan(store, entry, action, n, named))
     return hand_over(orders, run, store, executor)
@@ -254,12 +253,15 @@ def _order_from_plan(
 def _spec_with_parts(
     stage: StageDir, entry: Mapping[str, Any], named: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """What stage.json is to say where it merges parts: another run may have had another number."""
-    refs, spec = entry["inputs"].get(PARTS), stage.stage()
-    if not refs or spec is None:
+    """What stage.json is to say where it merges parts: another run may have had another number.
+
+    In this run's plan it may have none, because at that time it was at work for the other one.
+    """
+    spec = stage.stage()
+    if spec is None or PARTS not in spec["inputs"]:
         return None
     parts = []
-    for ref in refs:
+    for ref in entry["inputs"].get(PARTS, ()):
         name, _, artifact = ref.rpartition(".")
         common = {"ref": ref, "artifact": artifact, "kind": "part"}
         parts.append({**common, "stage": named[name]["stage"], "key": named[name]["key"]})

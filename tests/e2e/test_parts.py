@@ -104,6 +104,19 @@ def test_an_index_in_four_parts_two_of_them_hit_equals_the_index_of_one_job(
     assert "4 parts: 4 succeeded" in text
 
 
+def test_three_submits_at_once_make_one_job_of_each_part(slurm: PrivateSlurm, videos: Path) -> None:
+    run = _command_line(slurm, videos, "race")
+    words = ("submit", "parts.yaml", "+cluster.resources.extra.begin=now+1hour")
+    processes = [run.start(*words) for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, "\n".join(outputs)
+    jobs = {stage["job_id"] for stage in run.status().values()}
+    assert len(jobs) == len(list(run.store.glob("stages/*/submission-1.json"))) == 5
+    assert not list(run.store.glob("stages/*/submission-2*.json"))
+    run("cancel", "latest")
+    slurm.wait_for(lambda: not slurm.live(), 30)
+
+
 def test_one_cancelled_part_is_resumed_alone_and_the_whole_waits_for_old_and_new(
     slurm: PrivateSlurm, videos: Path
 ) -> None:

@@ -104,7 +104,11 @@ def test_following_a_stage_that_has_no_folder_yet_waits_for_it(tmp_path: Path) -
 
 def test_following_starts_over_when_a_file_was_truncated(tmp_path: Path) -> None:
     write(tmp_path, "4_0_log.out", "first attempt\n")
-    lines = collect(tmp_path, [lambda: (tmp_path / "4_0_log.out").write_text("new\n") and None])
+
+    def truncate() -> None:
+        (tmp_path / "4_0_log.out").write_text("new\n")
+
+    lines = collect(tmp_path, [truncate])
     assert texts(lines) == ["0:first attempt", "0:new"]
 
 

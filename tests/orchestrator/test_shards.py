@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import pytest
 
+from cluster.contract import ArrayRequest, JobRequest
+from cluster.slurm import SlurmExecutor
+from orchestrator.jobs import requests_to_show
 from orchestrator.plan import Plan, StageFacts, decide, make_plan
-from tests.orchestrator.recipes_for_tests import keys, load_text, nothing_exists
+from orchestrator.store import Store
+from orchestrator.view import emit, plan_view
+from tests.orchestrator.recipes_for_tests import check_golden, keys, load_text, nothing_exists
 
 RECIPE = """\
 name: small
@@ -68,22 +75,47 @@ def test_parts_with_a_result_stay_in_sight_when_the_index_is_finished(tmp_path: 
     assert _decided(plan, facts) == {PARTS[1]: "reuse", WHOLE: "reuse", "probe": "run"}
 
 
-def test_an_index_at_work_without_parts_is_joined_without_them(tmp_path: Path) -> None:
-    actions = _decided(_plan(tmp_path), {WHOLE: StageFacts(running=True)})
+def test_an_index_at_work_without_these_parts_is_joined_without_them(tmp_path: Path) -> None:
+    """It was submitted undivided, or divided by another number."""
+    fact = StageFacts(running=True, merges=frozenset({"another part"}))
+    actions = _decided(_plan(tmp_path), {WHOLE: fact})
     assert actions == {WHOLE: "attach", "probe": "run"}
 
 
 def test_an_index_that_waits_for_its_parts_keeps_them(tmp_path: Path) -> None:
-    facts = {WHOLE: StageFacts(running=True), PARTS[0]: StageFacts(running=True)}
-    actions = _decided(_plan(tmp_path), facts)
+    plan = _plan(tmp_path)
+    waiting = StageFacts(running=True, merges=frozenset(plan.stage(p).key for p in PARTS))
+    actions = _decided(plan, {WHOLE: waiting, PARTS[0]: StageFacts(running=True)})
     assert actions[PARTS[0]] == actions[WHOLE] == "attach"
     assert actions[PARTS[3]] == "run"
+    actions = _decided(plan, {WHOLE: waiting})  # all of them broke, and it is not yet told
+    assert actions[PARTS[0]] == "run"
 
 
 def test_only_the_parts_that_are_missing_run(tmp_path: Path) -> None:
     facts = {name: StageFacts(result=True) for name in PARTS[:3]}
     actions = _decided(_plan(tmp_path), facts)
     assert [actions[name] for name in (*PARTS, WHOLE)] == ["reuse"] * 3 + ["run"] * 2
+
+
+def test_a_plan_of_divided_work_is_the_golden_one(tmp_path: Path) -> None:
+    facts = {name: StageFacts(result=True) for name in PARTS[:3]}
+    plan = _plan(tmp_path, "data.home.index.shards=12")
+    known = {(s.kind, s.key): facts.get(s.name, StageFacts()) for s in plan.stages}
+    stream = io.StringIO()
+    emit(plan_view(decide(plan, lambda kind, key: known[kind, key]), "slurm"), stream)
+    check_golden("plan_divided.txt", re.sub(r"\b[0-9a-f]{8}\b", "<key>", stream.getvalue()))
+
+
+def test_the_parts_are_shown_as_the_one_array_they_become(tmp_path: Path) -> None:
+    shown = dict(requests_to_show(_plan(tmp_path), Store(tmp_path / "store")))
+    assert list(shown) == ["index-home/part-*", WHOLE, "probe"]
+    array, whole = shown["index-home/part-*"], shown[WHOLE]
+    assert isinstance(array, ArrayRequest) and isinstance(whole, JobRequest)
+    assert [task.task for task in array.tasks] == [0, 1, 2, 3]
+    assert [handle.job_id for handle in whole.after] == ["<index-home/part-*>"]
+    script = SlurmExecutor().render(array)
+    assert script.count(") target=(") == 4 and "#SBATCH --array=0-3\n" in script
 
 
 @pytest.mark.parametrize("shards", [2, 1000])

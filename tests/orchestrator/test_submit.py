@@ -422,6 +422,22 @@ def test_resume_lets_a_stage_take_the_parts_of_its_own_run(
     assert [p["ref"] for p in spec["inputs"]["parts"]] == [f"{name}.part" for name in PARTS]
 
 
+def test_a_run_that_had_joined_anothers_parts_goes_on_without_them(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    _submit(divided)
+    text = DIVIDED.replace("name: divided", "name: other").replace("shards: 4", "shards: 2")
+    text = text.replace("size: 32", "size: 64")
+    (divided.root.parent / "tiny.yaml").write_text(text, encoding="utf-8")
+    joined = _submit(divided)
+    assert [(s.name, s.action) for s in joined.stages] == [(WHOLE, "attach"), ("probe", "run")]
+    scheduler.gone.update("1234567")  # the other run was cancelled
+    submission.resume(joined.run_id, divided, scheduler)
+    spec = _stage(divided, joined, WHOLE).stage() or {}
+    assert spec["inputs"]["parts"] == []
+    assert scheduler.requests[-2].after == ()
+
+
 def test_a_finished_stage_asks_for_none_of_its_broken_parts(
     divided: Store, scheduler: Scheduler
 ) -> None:

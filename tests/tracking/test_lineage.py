@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import fsio
 from tests.tracking.fabricate import finish_all, make_pipeline
 from tracking.lineage import (
     Node,
@@ -46,6 +47,16 @@ def test_a_pipeline_is_read_from_its_plan_and_its_stages(tmp_path: Path) -> None
     ]
     assert [node.state.name for node in nodes] == [*["succeeded"] * 3, "running"]
     assert nodes[2].metrics["top1"] == 0.54
+
+
+def test_the_parts_of_a_stage_are_no_nodes_of_the_graph(tmp_path: Path) -> None:
+    pipeline = make_pipeline(tmp_path, "r1", "http://127.0.0.1:1")
+    plan = fsio.read_json(pipeline.run_dir / "plan.json")
+    for entry in plan["stages"]:
+        entry["part_of"] = "probe" if entry["name"] == "pretrain" else None
+    fsio.write_json(pipeline.run_dir / "plan.json", plan)
+    nodes = {node.name: node.upstream for node in read_pipeline(pipeline.run_dir)}
+    assert nodes["probe"] == ("data-ucf101",) and "pretrain" not in nodes
 
 
 def test_the_graph_as_text_is_one_line_a_stage() -> None:
