@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.contract import InputError
 from recipes.data.config import MultiCameraData, expand
@@ -22,6 +22,9 @@ from recipes.data.listing import (
     read_csv,
     read_list,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Frames by which aligned cameras may end apart: their shutters open at different moments.
 _SLACK = 1
@@ -102,6 +105,57 @@ def align(rows: Sequence[VideoRow], frames: Sequence[int], fps: Sequence[float])
         for place in usable:
             problems[place] = problem
     return Alignment(offsets, lengths, problems)
+
+
+def manifest_columns(rows: Sequence[VideoRow]) -> dict[str, list[Any]]:
+    """What the manifest says, as columns of an index; none for other data sets."""
+    if not rows or rows[0].instance is None:
+        return {}
+    nan = float("nan")
+    return {
+        "instance": [row.instance for row in rows],
+        "camera": [row.camera for row in rows],
+        "start": [row.start or 0 for row in rows],
+        "length": [row.length or 0 for row in rows],
+        "offset": [row.offset or 0 for row in rows],
+        "offset_seconds": [
+            nan if row.offset_seconds is None else row.offset_seconds for row in rows
+        ],
+    }
+
+
+def aligned(table: pd.DataFrame) -> pd.DataFrame:
+    """An index with its cameras on one clock; other tables as they are.
+
+    Offsets and lengths become frames, and videos without a usable partner are rejected. Those that
+    re-encoding may mend count as usable. It needs all rows of an instance: parts are merged first.
+    """
+    if "instance" not in table:
+        return table
+    rows = [
+        VideoRow(
+            path=str(row["path"]),
+            instance=str(row["instance"]),
+            camera=str(row["camera"]),
+            start=int(row["start"]),
+            length=int(row["length"]) or None,
+            offset=int(row["offset"]),
+            offset_seconds=None if math.isnan(row["offset_seconds"]) else row["offset_seconds"],
+        )
+        for row in table.to_dict("records")
+    ]
+    lost = table["verdict"] == "reject"
+    if "mendable" in table:
+        lost &= ~table["mendable"].astype(bool)
+    found = align(rows, table["frames"].where(~lost, 0).tolist(), table["fps"].tolist())
+    new = [bool(problem) and not gone for problem, gone in zip(found.problems, lost, strict=True)]
+    table = table.assign(offset=found.offsets, length=found.lengths)
+    table.loc[new, ["verdict", "reason"]] = [
+        ("reject", problem) for problem, fresh in zip(found.problems, new, strict=True) if fresh
+    ]
+    if "mendable" in table:
+        table.loc[new, "mendable"] = False  # or re-encoding would bring it back without a partner
+    return table.drop(columns="offset_seconds")
 
 
 def _misfit(row: VideoRow, length: int, frames: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from recipes.contract import InputError
@@ -12,6 +13,7 @@ from recipes.data import multicamera
 from recipes.data.config import MultiCameraData
 from recipes.data.listing import VideoRow
 from recipes.data.multicamera import align, parse
+from tests.recipes.data_files import index, numbered, write_video
 
 HEADER = "instance,camera,path,class,split,start_frame,n_frames,offset_frames\n"
 GOOD = HEADER + (
@@ -159,3 +161,41 @@ def test_cameras_of_different_frame_rates_share_no_clock_of_frames() -> None:
         align(cameras({}, {}), [50, 50], [25.0, 30.0]).problems
         == ["the cameras of its instance run at 25 to 30 frames a second"] * 2
     )
+
+
+def test_the_index_puts_cameras_on_one_clock_and_rejects_what_has_no_partner(
+    tmp_path: Path,
+) -> None:
+    for camera, frames in (("c1", 60), ("c2", 50), ("c3", 40)):
+        write_video(tmp_path / camera / "long.mp4", numbered(frames))
+    (tmp_path / "manifest.csv").write_text(
+        "instance,camera,path,class,split,start_frame,n_frames,offset_seconds\n"
+        "a,1,c1/long.mp4,x,train,0,20,0.2\n"
+        "a,2,c2/long.mp4,x,train,30,15,0\n"
+        "b,1,c1/long.mp4,y,train,30,30,\n"
+        "b,2,gone.mp4,y,train,,,\n"
+        "c,2,c2/long.mp4,y,test,0,,\n"
+        "c,3,c3/long.mp4,y,test,0,,\n"
+    )
+    output = index(
+        tmp_path / "out",
+        format="multicamera",
+        name="judo",
+        file=str(tmp_path / "manifest.csv"),
+        max_bad_share=1.0,
+    )
+    table = pd.read_parquet(output.path)
+    found = table[["instance", "camera", "start", "length", "offset", "verdict"]]
+    assert [tuple(row) for row in found.itertuples(index=False)] == [
+        ("a", "1", 0, 20, 5, "random"),
+        ("b", "1", 30, 30, 0, "reject"),
+        ("c", "2", 0, 50, 0, "reject"),
+        ("a", "2", 30, 15, 0, "random"),
+        ("c", "3", 0, 40, 0, "reject"),
+        ("b", "2", 0, 0, 0, "reject"),
+    ]
+    reasons = table.set_index(["instance", "camera"])["reason"]
+    assert reasons["b", "1"] == "no other camera of its instance can be used"
+    assert reasons["b", "2"] == "missing"
+    assert reasons["c", "3"].startswith("the cameras of its instance end 10 frames apart")
+    assert "offset_seconds" not in table

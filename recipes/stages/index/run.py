@@ -21,6 +21,7 @@ from recipes.contract import (
 )
 from recipes.data.confine import refusals
 from recipes.data.listing import Listing
+from recipes.data.multicamera import aligned, manifest_columns
 from recipes.data.probe import Probe, probe, reject
 from recipes.data.workers import map_expendable
 from recipes.stages.index.config import IndexConfig
@@ -60,7 +61,7 @@ def run(ctx: StageContext, config: IndexConfig) -> StageResult:
         config.data, ctx.output_dir, workers
     )
     found = _look(ctx, listing, getattr(config.data, "follow_links", False), workers)
-    table = to_table(listing, found)
+    table = aligned(to_table(listing, found))
     excluded = table[table["verdict"] == "reject"]
     excluded[["path", "label", "split", "reason"]].to_csv(
         ctx.output_dir / "excluded.csv", index=False
@@ -87,6 +88,7 @@ def to_table(listing: Listing, found: Sequence[Probe]) -> pd.DataFrame:
     if listing.rows[0].folds is not None:
         for fold in range(3):
             columns[f"split_{fold + 1}"] = [row.folds[fold] for row in listing.rows if row.folds]
+    columns |= manifest_columns(listing.rows)
     probes = [asdict(one) for one in found]
     for name in (*_COLUMNS_FOUND, "bytes", "mtime_ns"):
         columns[name] = [one[name] for one in probes]
