@@ -11,6 +11,7 @@ import pickle
 import re
 import resource
 import signal
+import threading
 import traceback
 import weakref
 from collections import deque
@@ -221,12 +222,24 @@ def _main(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _limit_memory()
+    threading.Thread(target=_follow_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         serve(pipe, pulse, *arguments)
 
 
+def _follow_parent() -> None:
+    """End with the process that started this one, even in the middle of a decoder that hangs."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _limit_memory() -> None:
-    """What is allocated counts, not what is mapped: libraries map much and share it."""
+    """What is allocated counts, not what is mapped: libraries map much and share it.
+
+    Nor is all of it written to a disk when a decoder crashes.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     status = Path("/proc/self/status").read_text(encoding="ascii")
     now = int(re.findall(r"VmData:\s+(\d+) kB", status)[0]) << 10
     with contextlib.suppress(ValueError, OSError):  # a lower limit is set already

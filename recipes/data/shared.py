@@ -99,7 +99,8 @@ class Pulse:
     def beat(self, number: int, seconds: float) -> None:
         """The work on `number` begins and may take so long.
 
-        The alarm ends a process that hangs when the one that should notice is gone.
+        The alarm ends a process that hangs without letting other threads run, when the one that
+        should notice is gone.
         """
         signal.alarm(math.ceil(seconds) + _GRACE_SECONDS)
         self.expect(seconds, number)

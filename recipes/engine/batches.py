@@ -38,4 +38,6 @@ def training_batches(
         epochs=config.epochs,
         max_steps=config.max_steps,
         pin_memory=ctx.device == "cuda",
+        read_seconds=config.read_seconds,
+        max_replaced_share=config.max_replaced_share,
     )

@@ -62,6 +62,10 @@ class TrainFields(Strict):
     `batch_size` is global: clips that make one optimizer step over all devices. `micro_batch` is
     the clips in one forward on one device, which batch-norm and losses within a device depend on.
     Accumulation = batch_size / (micro_batch * world size), a whole number.
+
+    A video that cannot be read is replaced by another, always the same one. So is one on which two
+    decoding processes in a row end or need more than `read_seconds`: raise it where files come from
+    a slow network. Long videos are given more by themselves.
     """
 
     epochs: int | None = Field(None, ge=1)
@@ -74,7 +78,13 @@ class TrainFields(Strict):
     clip_grad: float | None = Field(None, gt=0.0, description="largest L2 norm of the gradient")
     deterministic: bool = Field(False, description="slower CUDA kernels that repeat bit by bit")
     checkpoint: CheckpointConfig = CheckpointConfig()
-    workers: int = Field(2, ge=0, description="decoding processes a rank")
+    workers: int = Field(2, ge=0, description="decoding processes a rank; 0: the rank, unprotected")
+    read_seconds: float = Field(
+        20.0, gt=0.0, description="for a sample; a decoding process that takes longer is replaced"
+    )
+    max_replaced_share: float = Field(
+        0.2, ge=0.0, le=1.0, description="of samples whose file cannot be read; more ends training"
+    )
     log_every: int = Field(10, ge=1, description="optimizer steps between metrics")
 
     @model_validator(mode="after")
@@ -105,4 +115,6 @@ class TrainFields(Strict):
 
 
 # Dotted paths of fields that change how fast or how observably a stage trains, never the result.
-TRAIN_TRANSIENT = frozenset({"checkpoint", "workers", "log_every"})
+TRAIN_TRANSIENT = frozenset(
+    {"checkpoint", "workers", "read_seconds", "max_replaced_share", "log_every"}
+)

@@ -22,6 +22,8 @@ from recipes.engine.resume import Saver
 from recipes.engine.schedule import lr_factor, total_steps
 from recipes.engine.speed import Speed
 
+_REPLACED = "data/replaced"  # share of samples whose file could not be read
+
 OnEpoch = Callable[[int], Mapping[str, float] | None]
 
 
@@ -148,7 +150,8 @@ class _Training:
             number = part * self._ctx.world_size + self._ctx.rank
             state.seed_micro_batch(self._ctx.seed, self._step, number)
             loss, metrics = self._engine.backward(_to_device(batch, self._device))
-            self._meter.add({"loss": loss, **metrics})
+            replaced = torch.full((), len(batch.problems) / len(batch), device=self._device)
+            self._meter.add({"loss": loss, **metrics, _REPLACED: replaced})
             losses.append(loss)
             rows.append(batch.videos)
         return torch.stack(losses).tolist(), rows
@@ -161,8 +164,10 @@ class _Training:
     def _log(self, lr: float, norm: float | None) -> None:
         if self._step % self._config.log_every and self._step != self._total:
             return
-        means = {f"train/{name}": value for name, value in self._meter.take().items()}
-        self._metrics = {**means, "train/lr": lr, "train/epoch": self._epoch}
+        means = self._meter.take()
+        replaced = means.pop(_REPLACED)
+        named = {f"train/{name}": value for name, value in means.items()}
+        self._metrics = {**named, "train/lr": lr, "train/epoch": self._epoch, _REPLACED: replaced}
         if norm is not None:
             self._metrics["train/grad_norm"] = norm
         self._history.add(self._step, self._metrics)

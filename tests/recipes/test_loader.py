@@ -210,7 +210,9 @@ def test_an_unreadable_video_is_replaced_the_same_way_each_time(
 
 def test_many_unreadable_videos_end_the_training(table: VideoTable) -> None:
     broken = without_files(table, 0, 2, 4, 6, 8)
-    with pytest.raises(InputError, match=r"33 of \d+ samples could not be read, more than max_replaced_share 0.2"):
+    with pytest.raises(
+        InputError, match=r"33 of \d+ samples could not be read, more than max_replaced_share 0.2"
+    ):
         list(batches(broken, epochs=50))
 
 
