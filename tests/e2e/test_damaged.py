@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,20 +179,21 @@ def test_the_log_names_each_broken_file_that_was_replaced(runs: Runs) -> None:
         assert len(named) >= EPOCHS, f"{name} ({way}): {named}"
 
 
-def _wait_for_step(run: CommandLine, step: int, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def _wait_for_step(run: CommandLine, process: subprocess.Popen[str], step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
         for path in run.store.glob("stages/pretrain-*/progress.json"):
             if json.loads(path.read_text())["step"] >= step:
                 return
         time.sleep(0.05)
-    raise AssertionError(f"pretraining did not reach step {step} within {seconds} s")
+    process.kill()
+    raise AssertionError(f"no step {step}: {process.communicate()[0]}")
 
 
 def test_broken_off_and_continued_it_ends_with_the_same_weights(runs: Runs) -> None:
     run = runs.broken_off
     process = run.start("submit", "damaged.yaml", ORCHESTRATE_FAULT="slow:100")
-    _wait_for_step(run, 3)
+    _wait_for_step(run, process, 3)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     manifests = sorted(run.stage_dir("pretrain").glob("checkpoints/step_*/manifest.json"))
