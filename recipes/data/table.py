@@ -42,7 +42,7 @@ class VideoTable:
         paths: relative to `root`, or to `prepared_root` where `prepared`.
         prepared: (V,) whether a row is a re-encoded file.
         labels: (V,) -1 where unlabeled.
-        frames: (V,) frames of the recording, in multi-camera data from `starts` on.
+        frames: (V,) frames of the recording: all, or from `starts` as many as it has.
         widths: (V,) pixels of the upright picture.
         heights: (V,) likewise.
         rotations: (V,) degrees clockwise from the stored to the upright picture.
@@ -150,7 +150,6 @@ def load_table(
 def _read(path: Path, split: str, name: str) -> Any:
     """The needed columns of the index as a pyarrow table."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
@@ -161,17 +160,17 @@ def _read(path: Path, split: str, name: str) -> Any:
                     f"{name} has no split {split[-1]}; leave `split` out of the recipe"
                 )
             cameras = {**_CAMERA_NUMBERS, **_CAMERA_TEXTS}
-            wanted = {split, *_NUMBERS.values(), *_TEXTS.values(), *cameras.values(), "prepared"}
+            wanted = {split, *_NUMBERS.values(), *_TEXTS.values(), *cameras.values()}
+            wanted |= {"prepared", "length"}
             table = file.read(columns=sorted(wanted & known))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: not a readable index ({error})") from error
     if missing := sorted({split, *_NUMBERS.values(), *_TEXTS.values()} - known - {"rotation"}):
         raise InputError(f"{path}: not a readable index (no column {', '.join(missing)})")
-    if "start" not in known:
+    if "length" not in known:
         return table
-    # what is asked of the length of a video is asked of its recording
-    lengths = pc.subtract(table["frames"], table["start"])
-    return table.set_column(table.schema.get_field_index("frames"), "frames", lengths)
+    # what is asked of the length of a video is asked of the recording in it
+    return table.set_column(table.schema.get_field_index("frames"), "frames", table["length"])
 
 
 def _table(columns: Any, artifact: Artifact, total: int) -> VideoTable:

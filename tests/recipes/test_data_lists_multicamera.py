@@ -13,6 +13,7 @@ from recipes.data import multicamera
 from recipes.data.config import MultiCameraData
 from recipes.data.listing import VideoRow
 from recipes.data.multicamera import align, parse
+from recipes.data.table import load_table
 from tests.recipes.data_files import index, numbered, write_video
 
 HEADER = "instance,camera,path,class,split,start_frame,n_frames,offset_frames\n"
@@ -199,3 +200,8 @@ def test_the_index_puts_cameras_on_one_clock_and_rejects_what_has_no_partner(
     assert reasons["b", "2"] == "missing"
     assert reasons["c", "3"].startswith("the cameras of its instance end 10 frames apart")
     assert "offset_seconds" not in table
+    usable = load_table(output, "train")
+    assert (usable.frames.tolist(), usable.total) == ([20, 15], 4)
+    assert usable.starts is not None
+    assert usable.offsets is not None
+    assert (usable.starts.tolist(), usable.offsets.tolist()) == ([0, 30], [5, 0])
