@@ -21,6 +21,7 @@ from cluster import fsio
 from recipes.contract import Artifact, InputError, Preempted, Progress, StageContext, StageResult
 from recipes.data.decode import read_frames
 from recipes.data.probe import probe
+from recipes.data.table import load_table
 from recipes.stages.prepare.config import PrepareConfig
 from recipes.stages.prepare.disk import DiskEstimate, num_trials, work_of
 from recipes.stages.prepare.journal import Journal
@@ -73,12 +74,24 @@ def rows_of(result: StageResult) -> pd.DataFrame:
     return pd.read_parquet(result.outputs["dataset"].path)
 
 
-def numbers_in(result: StageResult, row: Any, frames: list[int]) -> list[int]:
-    """Read the numbers of frames of a row as training would."""
-    meta = result.outputs["dataset"].meta
-    root = Path(meta["prepared_root"] if row["prepared"] else meta["root"])
-    read = read_frames(root / row["path"], frames, verdict=row["verdict"], gop=row["gop"])
-    return read_numbers(read)
+def damage(source: Path, target: Path) -> None:
+    content = bytearray(source.read_bytes())
+    place = content.index(b"movi") + 3000
+    content[place : place + 300] = bytes(300)
+    target.write_bytes(content)
+
+
+def artifact_of(result: StageResult) -> Artifact:
+    output = result.outputs["dataset"]
+    return Artifact(
+        name="dataset",
+        kind="dataset",
+        path=output.path,
+        sha256=fsio.sha256_file(output.path),
+        bytes=output.path.stat().st_size,
+        meta=json.loads(json.dumps(output.meta)),
+        ref="prepare.dataset",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +149,22 @@ def test_what_needs_it_is_prepared_and_the_rest_stays(
     assert metrics["hours"] * 3600 * 25 == pytest.approx(2 * FRAMES + 4)
 
 
-def test_frames_of_prepared_and_other_videos_are_those_of_their_numbers(
+def test_training_reads_prepared_and_other_videos_by_their_numbers(
     prepared: tuple[StageContext, StageResult],
 ) -> None:
-    _, result = prepared
-    usable = rows_of(result).query("verdict == 'random' and frames > 1")
-    for row in usable.to_dict("records"):
-        assert numbers_in(result, row, [23, 2, 2, 13]) == [23, 2, 2, 13], row["path"]
+    table = load_table(artifact_of(prepared[1]), "train", min_frames=2)
+    assert table.prepared.tolist() == [False, True, True]
+    assert (table.total, len(table)) == (6, 3)
+    for row in range(len(table)):
+        read = read_frames(
+            table.file(row),
+            [23, 2, 2, 13],
+            verdict=table.verdicts[row],
+            gop=int(table.gops[row]),
+            decoder=table.decoder,
+            rotation=int(table.rotations[row]),
+        )
+        assert read_numbers(read) == [23, 2, 2, 13], table.paths[row]
 
 
 def test_a_row_says_what_the_new_file_is(
@@ -221,8 +243,8 @@ def test_an_emptied_cache_loses_nothing(avis: Artifact, tmp_path: Path) -> None:
     ctx = stage(tmp_path / "one", avis)
     result = run(ctx, config())
     shutil.rmtree(ctx.cache_dir)
-    row = rows_of(result).to_dict("records")[3]
-    assert numbers_in(result, row, [20, 0]) == [23, 3]
+    table = load_table(artifact_of(result), "train")
+    assert read_numbers(read_frames(table.file(3), [20, 0], gop=12)) == [23, 3]
     again = run(stage(tmp_path / "two", avis), config())
     assert again.metrics["encoded"] == 6
 
@@ -366,10 +388,7 @@ def test_a_source_that_changed_since_the_index_is_rejected(mixed: Path, tmp_path
 def test_files_whose_packets_alone_were_read_are_looked_at_now(mixed: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(mixed, root)
-    content = bytearray((root / "a/xvid.avi").read_bytes())
-    place = content.index(b"movi") + 3000
-    content[place : place + 300] = bytes(300)
-    (root / "a/bad.avi").write_bytes(content)
+    damage(root / "a/xvid.avi", root / "a/bad.avi")
     index = listed(root, ["a/bad.avi", "a/xvid.avi"], mode="demux")
     assert pd.read_parquet(index.path)["verdict"].tolist() == ["sequential", "sequential"]
     table = rows_of(run(stage(tmp_path / "stage", index), config()))
@@ -440,6 +459,24 @@ def test_a_file_that_is_listed_twice_is_prepared_once(mixed: Path, tmp_path: Pat
     )
     file = tmp_path / "whole" / "videos" / "a/xvid.avi.mp4"
     assert set(rows_of(merged)["mtime_ns"]) == {file.stat().st_mtime_ns}
+
+
+def test_a_video_whose_other_camera_is_lost_is_rejected(mixed: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(mixed, root)
+    damage(root / "a/xvid.avi", root / "a/bad.avi")
+    shutil.copy(root / "a/xvid.avi", root / "a/good.avi")
+    shutil.copy(root / "a/xvid.avi", root / "a/alone.avi")
+    paths = ["a/alone.avi", "a/bad.avi", "a/good.avi", "a/xvid.avi"]
+    index = listed(root, paths, mode="demux")
+    table = pd.read_parquet(index.path)
+    table = table.assign(instance=["lost", "lost", "kept", "kept"], camera=["1", "2", "1", "2"])
+    table.assign(offset=[0, 0, -2, 0], length=[24, 24, 22, 24]).to_parquet(index.path)
+    result = run(stage(tmp_path / "stage", index), config())
+    found = rows_of(result)
+    assert found["verdict"].tolist() == ["reject", "reject", "random", "random"]
+    assert found["reason"][0] == "no other camera of its instance can be used"
+    assert found["offset"].tolist() == [0, 0, -2, 0]
 
 
 def test_new_names_are_unique_and_end_in_mp4() -> None:

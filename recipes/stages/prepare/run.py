@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.contract import InputError, Output, StageContext, StageResult
+from recipes.data.multicamera import aligned
 from recipes.stages.prepare.config import PrepareConfig
 from recipes.stages.prepare.merge import merge_parts
 from recipes.stages.prepare.report import write_excluded, write_manifest, write_report
@@ -40,6 +42,7 @@ def run(ctx: StageContext, config: PrepareConfig) -> StageResult:
     else:
         rows, done = prepare_rows(ctx, config, before, slice(None))
         tally = Tally.of(done)
+    rows = _with_partners(rows)
     excluded = rows[rows["verdict"] == "reject"]
     metrics = _metrics(rows, tally)
     write_excluded(excluded, ctx.output_dir / "excluded.csv")
@@ -53,6 +56,14 @@ def run(ctx: StageContext, config: PrepareConfig) -> StageResult:
         metrics=metrics,
         summary={"data": config.data.name, "coverage": metrics["videos"] / metrics["listed"]},
     )
+
+
+def _with_partners(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without videos whose other cameras were lost: the index counted on re-encoding to mend them.
+
+    Offsets are in frames by now, and frames keep their numbers when they are re-encoded.
+    """
+    return aligned(rows.assign(offset_seconds=math.nan)) if "instance" in rows else rows
 
 
 def _metrics(rows: pd.DataFrame, tally: Tally) -> dict[str, float]:
