@@ -18,6 +18,13 @@ STAGES: dict[str, Entry] = {
     "index_part": Entry(
         "recipes.stages.index_part.config:IndexPartConfig", "recipes.stages.index_part.run:run"
     ),
+    "prepare": Entry(
+        "recipes.stages.prepare.config:PrepareConfig", "recipes.stages.prepare.run:run"
+    ),
+    "prepare_part": Entry(
+        "recipes.stages.prepare_part.config:PreparePartConfig",
+        "recipes.stages.prepare_part.run:run",
+    ),
     "pretrain": Entry(
         "recipes.stages.pretrain.config:PretrainConfig", "recipes.stages.pretrain.run:run"
     ),
