@@ -150,7 +150,8 @@ def access(path: Path, read: Pictures, gop: int, decoder: str) -> Encoded:
         try:
             found = read_frames(path, part, height=height, width=width, gop=gop, decoder=decoder)
         except InputError as error:
-            raise EncodeError(f"{decoder} fails on the prepared file ({error})") from error
+            reason = last_line(error).removeprefix(f"{path}: ")
+            raise EncodeError(f"{decoder} fails on the prepared file ({reason})") from error
         for number, picture in zip(part, found.astype(np.int16), strict=True):
             distances = np.abs(pictures - picture).mean(axis=(1, 2, 3))
             if distances[number] > distances.min() + _TOLERANCE:

@@ -206,7 +206,5 @@ def link_or_copy(source: Path, target: Path) -> None:
     """A second name for a file; a copy where a link is not possible (other disk, other owner)."""
     try:
         target.hardlink_to(source)
-    except FileNotFoundError:
-        raise
     except OSError:
         shutil.copy2(source, target)
