@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from recipes.config import Strict
 
@@ -88,6 +88,17 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _delimiter(value: str) -> str:
+    """A tab may be written as a command line can."""
+    value = "\t" if value == "\\t" else value
+    if len(value) != 1 or value.isalnum() or value in "_./\"'\r\n":
+        raise ValueError(
+            "one character that paths are not made of, such as `,`, `;` or ` `, or \\t"
+        )
+    return value
+
+
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
 Extensions = Annotated[
     tuple[Annotated[str, Field(pattern=r"^\.[^/]+$")], ...], BeforeValidator(_as_tuple)
 ]
@@ -151,7 +162,7 @@ class CsvData(_Files):
     file: str = Field(min_length=1)
     test_file: str | None = Field(None, description="second list; relative to the folder of file")
     root: str | None = None
-    delimiter: str = Field(",", min_length=1, max_length=1)
+    delimiter: Delimiter = Field(",", description="one character, or \\t for a tab")
     columns: Annotated[tuple[Column, ...] | None, BeforeValidator(_as_tuple)] = Field(
         None, description="of a list without a header"
     )
@@ -187,7 +198,7 @@ class MultiCameraData(_Files):
     format: Literal["multicamera"] = "multicamera"
     file: str = Field(min_length=1, description="the manifest")
     root: str | None = Field(None, description="default: the folder of the manifest")
-    delimiter: str = Field(",", min_length=1, max_length=1)
+    delimiter: Delimiter = Field(",", description="one character, or \\t for a tab")
 
     def identity_files(self) -> list[Path]:
         """The manifest."""

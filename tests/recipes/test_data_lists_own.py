@@ -171,6 +171,15 @@ def test_lists_of_yaml_are_taken_where_validation_is_strict() -> None:
         FolderData(name="x", root="/x", extensions=("mp4",))
 
 
+def test_a_delimiter_is_one_character_that_paths_are_not_made_of() -> None:
+    for given in (",", ";", "|", " ", "\t"):
+        assert CsvData(name="x", file="x", delimiter=given).delimiter == given
+    assert CsvData(name="x", file="x", delimiter="\\t").delimiter == "\t"
+    for given in ("", ";;", "a", "1", "_", ".", "/", '"', "\n"):
+        with pytest.raises(ValidationError, match="one character that paths are not made of"):
+            CsvData(name="x", file="x", delimiter=given)
+
+
 def test_columns_must_name_the_path_once() -> None:
     for columns in (["label"], ["path", "path"], ["path", "label", "label"], ["path", "class"]):
         with pytest.raises(ValidationError, match=r"path|label"):
