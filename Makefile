@@ -18,7 +18,7 @@ for stage in json.load(sys.stdin)["stages"]:
 endef
 export PRINT_REPORT
 
-.PHONY: help install install-dev quickstart test check format learn-check clean
+.PHONY: help install install-dev quickstart test check format learn-check bench-data clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,11 @@ format: install-dev ## rewrite the code in the house format
 
 learn-check: install ## minutes: does DPC learn motion here, against random weights, three seeds
 	$(BIN)/python benchmarks/learn_check.py --store $(STORE)/learn-check
+
+# Written beside the figures: the processor and what else it was doing.
+bench-data: install ## minutes: the data path against its targets, written to benchmarks/results
+	set -e; for name in loader prepare augment index listing; do \
+	  $(BIN)/python benchmarks/data_$$name.py --out benchmarks/results; done
 
 clean: ## remove the environment (never the store)
 	rm -rf $(VENV)
