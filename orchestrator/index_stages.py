@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.identity import canonical_json, without
-from recipes.catalog import STAGES
 
 if TYPE_CHECKING:
     from orchestrator.schema import StageSpec
+
+# The prepare stage wants to know of each file more than the index finds out yet.
+_INDEX_TELLS_WHAT_PREPARE_NEEDS = False
 
 
 def with_data_stages(specs: Mapping[str, StageSpec]) -> dict[str, StageSpec]:
@@ -52,7 +54,7 @@ class _Wiring:
 
     def consumed(self, spec: StageSpec) -> str:
         """The stage whose table a consumer of these data takes."""
-        wanted = _options(spec) is not None and "prepare" in STAGES
+        wanted = _options(spec) is not None and _INDEX_TELLS_WHAT_PREPARE_NEEDS
         return self.prepare(spec) if wanted else self.index(spec)
 
     def index(self, spec: StageSpec) -> str:
