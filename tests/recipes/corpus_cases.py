@@ -26,13 +26,14 @@ class Case:
     `shown` are the numbers of its frames in presentation order; None where no standard says what a
     player shows, and whatever is read has only to agree with a decode of the whole file.
     `usable` are the decoders that must accept it after a full look, as sequential at the worst; the
-    others may refuse it.
+    others may refuse it. `alone` are frames known to come out wrong when asked for singly.
     """
 
     name: str
     make: Callable[[Path], object]
     shown: tuple[int, ...] | None
     usable: frozenset[str] = BOTH
+    alone: tuple[int, ...] = ()
 
 
 def _file(
@@ -45,6 +46,7 @@ def _file(
     mirrored: bool = False,
     shown: range | tuple[int, ...] | str | None = "all",
     usable: frozenset[str] = BOTH,
+    alone: tuple[int, ...] = (),
     then: Callable[[Path], None] = lambda path: None,
     **settings: Any,
 ) -> Case:
@@ -58,7 +60,7 @@ def _file(
 
     numbers = range(count) if shown == "all" else shown
     expected = None if numbers is None else tuple(int(number) for number in numbers)
-    return Case(name=name, make=make, shown=expected, usable=usable)
+    return Case(name=name, make=make, shown=expected, usable=usable, alone=alone)
 
 
 def _joined(name: str, **settings: Any) -> Case:
@@ -177,6 +179,14 @@ MP4 = [
     _file("three_frames_b.mp4", count=3, b_frames=2),
     _file("all_flagged_key.mp4", edit=edits.flag_all_as_key, gop=30),
     _file("one_flagged_key.mp4", edit=edits.flag_some_as_key, gop=30, count=120),
+    _file(
+        "false_key_b.mp4",
+        edit=edits.flag_some_as_key,
+        b_frames=1,
+        count=200,
+        size=(96, 128),
+        alone=(103, 105),
+    ),
     _file("one_known_key.mp4", edit=edits.flag_first_as_key),
     _file("intra_refresh.mp4", gop=12, count=120, options={"intra-refresh": "1"}),
     _file("no_first_key.mp4", edit=edits.drop(5), b_frames=2, shown=range(12, COUNT), usable=NONE),
@@ -419,6 +429,9 @@ AVI = [
         edit=edits.pack_b_frames,
     ),
     _file("not_coded.avi", codec="mpeg4", edit=edits.repeat_by_nothing, shown=None, usable=NONE),
+    _file("mpeg2.avi", codec="mpeg2video", count=5, gop=250),
+    _file("mpeg2_two_frames.avi", codec="mpeg2video", count=2, gop=1, b_frames=1),
+    _file("h264_intra_slots.avi", count=5, gop=1, edit=edits.jump(2, 20)),
     _file("h264.avi"),
     _file("h264_b.avi", b_frames=2),
     _file("h264_pyramid.avi", b_frames=5, gop=60, options=_X264_PYRAMID),

@@ -69,10 +69,13 @@ def read(path: Path, found: Probe, indices: list[int], decoder: str, **size: int
     )
 
 
-def wrong_frames(path: Path, truth: list[int], found: Probe, decoder: str) -> list[str]:
+def wrong_frames(
+    path: Path, truth: list[int], found: Probe, decoder: str, alone: tuple[int, ...] = ()
+) -> list[str]:
     """What reading a file gives that it should not."""
     wrong = []
-    for number, indices in enumerate(index_sets(found.frames, seed=len(path.name))):
+    sets = [*index_sets(found.frames, seed=len(path.name)), *([frame] for frame in alone)]
+    for number, indices in enumerate(sets):
         expected = [truth[index] for index in indices if index < len(truth)]
         given = read_numbers(read(path, found, indices, decoder))
         if given != expected:
@@ -95,7 +98,7 @@ def test_a_file_gives_the_right_frames_or_a_refusal_that_says_what_to_do(
         truth = list(case.shown or decode_all(path))
         if mode == "full":
             assert found.frames == len(truth), what
-        assert wrong_frames(path, truth, found, decoder) == [], f"{what}: {found}"
+        assert wrong_frames(path, truth, found, decoder, case.alone) == [], f"{what}: {found}"
 
 
 def all_thumbnails(path: Path) -> NDArray[np.int16]:
