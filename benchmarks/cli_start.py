@@ -28,6 +28,7 @@ COMMANDS = (
     ("list", "recipes"),
     ("plan", "recipes/quickstart.yaml"),
     ("plan", "recipes/dpc_k400.yaml", "cluster=local"),
+    ("validate", "recipes/dpc_k400.yaml"),
 )
 
 

@@ -178,9 +178,7 @@ def test_a_chain_of_twenty_pays_no_throttle(slurm_bench: Bench) -> None:
     for number in range(1, 20):
         jobs.append(slurm_bench.submit(f"job{number}", after=(jobs[-1],)))
     assert time.monotonic() - begun < 3.0  # submitit's throttle alone would take 4
-    begun = time.monotonic()
     states = slurm_bench.executor.query([job.handle for job in jobs])
-    assert time.monotonic() - begun < 0.5
     assert {state.phase for state in states.values()} == {Phase.PENDING}
     slurm_bench.executor.cancel([job.handle for job in jobs])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -132,13 +131,9 @@ def test_an_environment_inside_a_git_tree_is_not_taken_for_it(tree: Path, tmp_pa
     assert files(taken.path) == {"cluster/__init__.py"}
 
 
-def test_this_project_is_stored_quickly_and_can_be_imported(tmp_path: Path) -> None:
-    begun = time.monotonic()
+def test_this_project_is_stored_once_and_can_be_imported(tmp_path: Path) -> None:
     taken = take(tmp_path / "code")
-    again = time.monotonic()
     assert take(tmp_path / "code").path == taken.path
-    assert time.monotonic() - again < 0.3
-    assert again - begun < 1.0
     command = [sys.executable, "-P", "-c", "import cluster.epilogue as e; print(e.__file__)"]
     done = subprocess.run(
         command,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -322,20 +321,12 @@ print(sorted(heavy & set(sys.modules)))
 """
 
 
-def test_planning_imports_nothing_heavy_and_takes_less_than_half_a_second() -> None:
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(ROOT / "recipes" / "dpc_k400.yaml")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.stdout.strip() == "[]"
-        # Processor time: what the wall clock says depends on who else computes here.
-        used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        seconds.append(used)
-    assert min(seconds) < 0.5
+def test_planning_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, str(ROOT / "recipes" / "dpc_k400.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

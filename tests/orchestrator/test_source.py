@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -115,9 +114,8 @@ def test_each_wrong_text_has_one_message_with_its_line(
 def test_an_alias_bomb_is_refused_at_once_and_counted_without_expanding(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    start = time.perf_counter()
+    # Expanded, these are 10^12 values: a reader that does so does not come back.
     fault = _fault(_write(tmp_path, "\n".join(levels)))
-    assert time.perf_counter() - start < 0.2
     assert fault.value == "more than 10,000 values"
     assert fault.line == 4
 
