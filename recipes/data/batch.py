@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -61,16 +61,26 @@ class Batch:
 
 
 def pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    """The same batches in page-locked memory, each copied by a thread while another is used."""
-    copier = ThreadPoolExecutor(
-        1, "pinning", initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),)
-    )
-    with copier, closing(batches):
-        copied: deque[Future[Batch]] = deque()
+    """The same batches in page-locked memory."""
+    device = torch.cuda.current_device()
+
+    def pin(batch: Batch) -> Batch:
+        torch.cuda.set_device(device)  # of this thread
+        return batch.pin_memory()
+
+    return copied(batches, pin)
+
+
+def copied(
+    batches: Generator[Batch, None, None], copy: Callable[[Batch], Batch]
+) -> Generator[Batch, None, None]:
+    """What `copy` makes of each batch, in a thread, while the one before is used."""
+    with ThreadPoolExecutor(1, "copying") as thread, closing(batches):
+        copies: deque[Future[Batch]] = deque()
         for batch in batches:
-            copied.append(copier.submit(batch.pin_memory))
-            del batch  # its memory is used again once it is copied
-            if len(copied) > 1:
-                yield copied.popleft().result()
-        if copied:
-            yield copied.popleft().result()
+            copies.append(thread.submit(copy, batch))
+            del batch  # its memory is used again as soon as it is copied
+            if len(copies) > 1:
+                yield copies.popleft().result()
+        if copies:
+            yield copies.popleft().result()

@@ -170,16 +170,16 @@ class TrainClips:
         raise InputError(f"{problem}; nor can {tried} be read")
 
     def _single(self, row: int, rng: Generator, out: Bytes, watch: Watch) -> tuple[int, Extra]:
-        flips = draw_flips(self._augment, self.shape[::2][:2], rng)
         drawn = sample(int(self.table.frames[row]), self._clip, rng)
+        flips = draw_flips(self._augment, drawn.indices.shape, rng)
         self._read(row, drawn.indices, flips, rng, out, watch)
         return row, drawn.extra
 
     def _pair(self, unit: int, rng: Generator, out: Bytes, watch: Watch) -> tuple[int, Extra]:
         """Two cameras of one instance, each ordered pair as likely."""
-        flips = draw_flips(self._augment, self.shape[::2][:2], rng)
         rows = rng.choice(self._instances[unit], 2, replace=False)
         indices = self._common(rows, rng)
+        flips = draw_flips(self._augment, indices.shape, rng)
         # pictures may differ in size: "the same box" is that of the same random numbers
         crops = int(rng.integers(0, 2**63 - 1))
         again = self._augment.crop_scope == "per_clip"

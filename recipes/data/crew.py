@@ -67,14 +67,15 @@ class Worker:
         _watch_exit()
         _live.add(self)
 
-    def end(self) -> str:
-        """End the process if it lives, whatever it does, and say how it ended."""
+    def end(self) -> tuple[str, bool]:
+        """End the process if it lives; say how it ended, and whether for being late."""
         late = self.pulse.overdue
         self.process.join(0 if late else 1)  # after the end of its pipe its own end is near
         late = late and self.process.is_alive()
         self.kill()
         self.process.join(1)
-        return f"was not done in {self.pulse.seconds:g} s" if late else _how(self.process.exitcode)
+        reason = f"was not done in {self.pulse.seconds:g} s"
+        return reason if late else _how(self.process.exitcode), late
 
     def kill(self) -> None:
         """End it at once; one that waits for a disk in the kernel ends when it can."""
@@ -98,6 +99,7 @@ class Loss(Generic[Job]):
     job: Job
     number: int
     reason: str
+    late: bool
 
 
 class Crew(Generic[Job]):
@@ -171,9 +173,9 @@ class Crew(Generic[Job]):
 
     def _replace(self, worker: Worker) -> Iterator[Loss[Job]]:
         jobs = self._at_work.pop(worker)
-        reason, number = worker.end(), worker.pulse.number
+        (reason, late), number = worker.end(), worker.pulse.number
         if jobs and number is not None:
-            yield Loss(job=jobs.popleft(), number=number, reason=reason)
+            yield Loss(job=jobs.popleft(), number=number, reason=reason, late=late)
         else:
             self._fruitless += 1
         if self._fruitless == _FRUITLESS:

@@ -24,7 +24,7 @@ from recipes.data.clips import ClipReader, EvalClips, Facts, Sample, TrainClips,
 from recipes.data.pool import Bytes, load_in_order
 from recipes.data.table import VideoTable
 
-__all__ = ["Batch", "TrainBatches", "epoch_order", "eval_batches"]
+__all__ = ["READ_SECONDS", "Batch", "TrainBatches", "epoch_order", "eval_batches"]
 
 Item = TypeVar("Item")
 
@@ -142,7 +142,8 @@ class TrainBatches:
                 for problem in batch.problems:
                     log.warning("%s", problem)
                 seen, replaced = seen + len(batch), replaced + len(batch.problems)
-                if batch.problems and replaced > max(_FEW_REPLACED, self._max_replaced * seen):
+                few = _FEW_REPLACED if self._max_replaced else 0
+                if batch.problems and replaced > max(few, self._max_replaced * seen):
                     raise InputError(
                         f"{self._table.name}: {replaced} of {seen} samples could not be read, more "
                         f"than max_replaced_share {self._max_replaced:g} allows; the last one: "

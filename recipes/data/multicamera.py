@@ -150,9 +150,10 @@ def aligned(table: pd.DataFrame) -> pd.DataFrame:
     found = align(rows, table["frames"].where(~lost, 0).tolist(), table["fps"].tolist())
     new = [bool(problem) and not gone for problem, gone in zip(found.problems, lost, strict=True)]
     table = table.assign(offset=found.offsets, length=found.lengths)
-    table.loc[new, ["verdict", "reason"]] = [
-        ("reject", problem) for problem, fresh in zip(found.problems, new, strict=True) if fresh
-    ]
+    if any(new):  # pandas takes no empty list for no rows
+        table.loc[new, ["verdict", "reason"]] = [
+            ("reject", problem) for problem, fresh in zip(found.problems, new, strict=True) if fresh
+        ]
     if "mendable" in table:
         table.loc[new, "mendable"] = False  # or re-encoding would bring it back without a partner
     return table.drop(columns="offset_seconds")

@@ -173,7 +173,8 @@ class _Pool:
         name = self._reader.name(row)
         log.warning("%s: the process that read it %s; another goes on", name, loss.reason)
         if job.losses[row] >= ATTEMPTS:
-            self._refused[row] = f"{name}: each process that read it {loss.reason}"
+            hint = "; raise read_seconds if the disk is slow" if loss.late else ""
+            self._refused[row] = f"{name}: each process that read it {loss.reason}{hint}"
         self._crew.add(job, first=True)
 
     def _send(self, worker: Worker, job: _Job) -> None:

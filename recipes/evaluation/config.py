@@ -93,14 +93,17 @@ class FrozenConfig(EvaluationConfig):
     be free. A trained encoder brings its own statistics and is never changed.
     """
 
-    TRANSIENT: ClassVar[frozenset[str]] = frozenset({"workers", "batch_size"})
+    TRANSIENT: ClassVar[frozenset[str]] = frozenset({"workers", "read_seconds", "batch_size"})
 
     feature: Feature = Field(
         "pooled", description="pooled: mean of the last map; context: last state of the ConvGRU"
     )
     calibrate_batchnorm: bool | None = Field(None, description="default: yes for encoder: random")
     batch_size: int = Field(20, ge=1, description="clips in one forward on one device")
-    workers: int = Field(2, ge=0, description="decoding processes a rank")
+    workers: int = Field(2, ge=0, description="decoding processes a rank; 0: the rank, unprotected")
+    read_seconds: float = Field(
+        20.0, gt=0.0, description="for a video; a decoding process that takes longer is replaced"
+    )
 
     @property
     def calibrates(self) -> bool:

@@ -18,7 +18,7 @@ from cluster import fsio
 from recipes.contract import InputError, Preempted, Progress, StageContext
 from recipes.data.augment import normalize
 from recipes.data.clip_config import ClipConfig
-from recipes.data.loader import Batch, eval_batches
+from recipes.data.loader import READ_SECONDS, Batch, eval_batches
 from recipes.data.table import VideoTable
 from recipes.engine import distributed
 from recipes.evaluation.config import Feature
@@ -41,6 +41,7 @@ class Extraction:
     windows: int
     batch_size: int
     workers: int = 0
+    read_seconds: float = READ_SECONDS
     phase: str = "features"
     committed_step: int = 0
 
@@ -182,6 +183,7 @@ def _batches(
         rank=ctx.rank,
         world_size=ctx.world_size,
         workers=extraction.workers,
+        read_seconds=extraction.read_seconds,
         pin_memory=ctx.device == "cuda",
     )
     return (batch for batch, _, _ in loaded)

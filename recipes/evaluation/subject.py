@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipes.contract import ConfigurationError, InputError, StageContext
 from recipes.data.clip_config import ClipConfig
-from recipes.data.loader import eval_batches
+from recipes.data.loader import READ_SECONDS, eval_batches
 from recipes.data.table import VideoTable, load_table
 from recipes.evaluation.config import EvaluationConfig, FrozenConfig
 from recipes.models.calibrate import calibrate_batchnorm
@@ -90,7 +90,13 @@ def labelled_videos(
     return table if len(known) == len(table) else table.select(known)
 
 
-def calibrate(ctx: StageContext, subject: Subject, table: VideoTable, workers: int) -> None:
+def calibrate(
+    ctx: StageContext,
+    subject: Subject,
+    table: VideoTable,
+    workers: int,
+    read_seconds: float = READ_SECONDS,
+) -> None:
     """Give a random encoder the batch-norm statistics of training clips, in place.
 
     One centre clip of each of up to 512 videos, equally spaced in the table. Each batch is decoded
@@ -111,6 +117,7 @@ def calibrate(ctx: StageContext, subject: Subject, table: VideoTable, workers: i
             windows=1,
             batch_size=CALIBRATION_BATCH,
             workers=workers,
+            read_seconds=read_seconds,
         )
         yield from (batch.clips for batch, _, _ in loaded)
 

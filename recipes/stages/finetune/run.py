@@ -122,6 +122,7 @@ def _test(
         windows=config.windows,
         batch_size=config.micro_batch,
         workers=config.workers,
+        read_seconds=config.read_seconds,
         phase="test",
         committed_step=steps,
     )

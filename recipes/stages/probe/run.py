@@ -34,7 +34,7 @@ def run(ctx: StageContext, config: ProbeConfig) -> StageResult:
     train = labelled_videos(ctx, config, "train", subject.clip)
     test = labelled_videos(ctx, config, "test", subject.clip)
     if config.calibrates:
-        calibrate(ctx, subject, train, config.workers)
+        calibrate(ctx, subject, train, config.workers, config.read_seconds)
     before = digest(subject.encoder)
     features = {
         name: extract_features(
@@ -47,6 +47,7 @@ def run(ctx: StageContext, config: ProbeConfig) -> StageResult:
                 windows=config.windows,
                 batch_size=config.batch_size,
                 workers=config.workers,
+                read_seconds=config.read_seconds,
                 phase=f"{name} features",
             ),
         )

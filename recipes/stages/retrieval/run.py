@@ -49,7 +49,7 @@ def run(ctx: StageContext, config: RetrievalConfig) -> StageResult:
     queries = labelled_videos(ctx, config, "test", clip)
     ks = cutoffs(config.recall_at, len(gallery), explicit=config.recall_at != RECALL_AT)
     if subject is not None and config.calibrates:
-        calibrate(ctx, subject, gallery, config.workers)
+        calibrate(ctx, subject, gallery, config.workers, config.read_seconds)
     before = None if subject is None else digest(subject.encoder)
     features = {
         name: _features(ctx, config, subject, table, clip, f"{name} features")
@@ -80,7 +80,11 @@ def _features(
     phase: str,
 ) -> Tensor:
     extraction = Extraction(
-        windows=config.windows, batch_size=config.batch_size, workers=config.workers, phase=phase
+        windows=config.windows,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        read_seconds=config.read_seconds,
+        phase=phase,
     )
     if subject is None:
         return mean_colors(ctx, table, clip, extraction)
