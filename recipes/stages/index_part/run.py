@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
-from recipes.catalog import DATASETS, load
 from recipes.contract import Output, StageContext, StageResult
-from recipes.data.listing import Listing
-from recipes.stages.index.run import _look, to_table
+from recipes.stages.index.look import list_videos, look
+from recipes.stages.index.rows import to_table
 from recipes.stages.index_part.config import IndexPartConfig
 
 
 def run(ctx: StageContext, config: IndexPartConfig) -> StageResult:
-    """Look at rows part::parts of the listing, which is sorted by path."""
+    """Look at rows part::parts of the listing; how many may be bad is for the merge to say.
+
+    Raises:
+        InputError: lists are wrong.
+        Preempted: stop was requested; the next attempt goes on from there.
+    """
     if ctx.rank != 0:
         return StageResult()
-    workers = config.workers or len(os.sched_getaffinity(0))
-    listing: Listing = load(DATASETS[config.data.format].target)(
-        config.data, ctx.output_dir, workers
-    )
+    listing = list_videos(ctx, config)
     share = replace(listing, rows=listing.rows[config.part :: config.parts])
-    found = _look(ctx, share, getattr(config.data, "follow_links", False), workers)
+    name = f"part-{config.part}-of-{config.parts}"
+    looked = look(ctx, config, share.root, share.rows, name)
     path = ctx.output_dir / "part.parquet"
-    to_table(share, found).to_parquet(path, index=False)
+    to_table(share, looked.probes).to_parquet(path, index=False)
     meta = {"part": config.part, "parts": config.parts}
-    return StageResult(outputs={"part": Output(kind="part", path=path, meta=meta)})
+    metrics = {
+        "files_read": float(looked.read),
+        "files_from_journal": float(looked.from_journal),
+        "files_from_cache": float(looked.from_cache),
+    }
+    return StageResult(outputs={"part": Output(kind="part", path=path, meta=meta)}, metrics=metrics)
