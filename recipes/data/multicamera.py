@@ -144,9 +144,7 @@ def aligned(table: pd.DataFrame) -> pd.DataFrame:
         )
         for row in table.to_dict("records")
     ]
-    lost = table["verdict"] == "reject"
-    if "mendable" in table:
-        lost &= ~table["mendable"].astype(bool)
+    lost = (table["verdict"] == "reject") & ~table["mendable"].astype(bool)
     found = align(rows, table["frames"].where(~lost, 0).tolist(), table["fps"].tolist())
     new = [bool(problem) and not gone for problem, gone in zip(found.problems, lost, strict=True)]
     table = table.assign(offset=found.offsets, length=found.lengths)
@@ -154,8 +152,7 @@ def aligned(table: pd.DataFrame) -> pd.DataFrame:
         table.loc[new, ["verdict", "reason"]] = [
             ("reject", problem) for problem, fresh in zip(found.problems, new, strict=True) if fresh
         ]
-    if "mendable" in table:
-        table.loc[new, "mendable"] = False  # or re-encoding would bring it back without a partner
+    table.loc[new, "mendable"] = False  # or re-encoding would bring it back without a partner
     return table.drop(columns="offset_seconds")
 
 
