@@ -20,10 +20,10 @@ def pictures_in(packet: Any) -> int:
 
 
 def key_test(codec: str, extradata: bytes | None) -> Callable[[Any], bool]:
-    """A test of whether decoding can start at a packet that the container calls a key frame.
+    """A test of whether decoding starts afresh at a packet the container calls a key frame.
 
-    Containers also mark frames at which a picture only begins to refresh, or all of them. Codecs
-    that are not known here are believed.
+    Containers also mark frames at which a picture only begins to refresh, or which later frames
+    reach beyond (open groups of pictures). Codecs that are not known here are believed.
     """
     if codec == "mpeg4":
         return _starts_with_i_vop
@@ -42,7 +42,7 @@ def _starts_with_i_vop(packet: Any) -> bool:
 
 
 def _starts_at_idr(data: memoryview, size: int, is_hevc: bool) -> bool:
-    """Whether the first slice is of an IDR picture (HEVC: any random access point).
+    """Whether the first slice is of an IDR picture (HEVC: or of one where a link is broken).
 
     NAL units lie behind each other, each behind its length of `size` bytes (ISO 14496-15); types
     are in table 7-1 of H.264 and H.265.
@@ -51,7 +51,7 @@ def _starts_at_idr(data: memoryview, size: int, is_hevc: bool) -> bool:
     while place + size < len(data):
         length, kind = int.from_bytes(data[place : place + size], "big"), data[place + size]
         if is_hevc and kind >> 1 & 63 < 32:
-            return 16 <= (kind >> 1 & 63) <= 23
+            return 16 <= (kind >> 1 & 63) <= 20
         if not is_hevc and 1 <= kind & 31 <= 5:
             return kind & 31 == 5
         place += size + length

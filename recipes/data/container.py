@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 _EBML_SEGMENT, _EBML_CLUSTER, _EBML_TRACKS = 0x18538067, 0x1F43B675, 0x1654AE6B
 _EBML_PROJECTION = b"\x76\x70"  # of a Matroska track: how its pictures lie on a sphere, or turned
@@ -50,8 +50,9 @@ def layout(path: Path, container: str, checksums: bool) -> Layout:
         OSError: it cannot be read.
     """
     kinds = container.split(",")
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
+    with path.open("rb", buffering=0) as opened:
+        file = opened.fileno()
+        size = os.fstat(file).st_size
         if "mov" in kinds:
             return _mov(file, size)
         if "matroska" in kinds:
@@ -66,9 +67,8 @@ def _cut(size: int, needed: int) -> str:
     return f"is cut off: it has {size} of at least {needed} bytes"
 
 
-def _read(file: BinaryIO, place: int, count: int) -> bytes:
-    file.seek(place)
-    return file.read(count)
+def _read(file: int, place: int, count: int) -> bytes:
+    return os.pread(file, count, place)
 
 
 def _big(data: bytes) -> int:
@@ -82,7 +82,7 @@ def _little(data: bytes) -> int:
 # MP4, MOV (ISO 14496-12): boxes of a size, a name and content, in each other.
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(file: int, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, start of the content and end (beyond `end` where cut off) of each box in a range."""
     place = start
     while place + 8 <= end:
@@ -98,7 +98,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
         place += size
 
 
-def _mov(file: BinaryIO, size: int) -> Layout:
+def _mov(file: int, size: int) -> Layout:
     problem, edit_list, turned, all_keys, last = "", False, False, False, b""
     for name, content, end in _boxes(file, 0, size):
         if end > size:
@@ -117,7 +117,7 @@ def _mov(file: BinaryIO, size: int) -> Layout:
     return Layout(problem=problem, edit_list=edit_list, may_be_turned=turned, all_keys=all_keys)
 
 
-def _find(file: BinaryIO, start: int, end: int, *names: bytes) -> tuple[int, int] | None:
+def _find(file: int, start: int, end: int, *names: bytes) -> tuple[int, int] | None:
     """Where the content of a box lies, by its path of names; None if there is none."""
     for name in names:
         inside = [(content, stop) for box, content, stop in _boxes(file, start, end) if box == name]
@@ -127,12 +127,12 @@ def _find(file: BinaryIO, start: int, end: int, *names: bytes) -> tuple[int, int
     return start, end
 
 
-def _is_film(file: BinaryIO, start: int, end: int) -> bool:
+def _is_film(file: int, start: int, end: int) -> bool:
     found = _find(file, start, end, b"mdia", b"hdlr")
     return found is not None and _read(file, found[0] + 8, 4) == b"vide"
 
 
-def _is_edited(file: BinaryIO, start: int, end: int) -> bool:
+def _is_edited(file: int, start: int, end: int) -> bool:
     """Whether an edit list does more than to say where the first frame lies."""
     found = _find(file, start, end, b"edts", b"elst")
     if found is None:
@@ -148,7 +148,7 @@ def _is_edited(file: BinaryIO, start: int, end: int) -> bool:
     return len(plain) != 1 or entries[-1] != plain[0] or plain[0][-4:] != b"\x00\x01\x00\x00"
 
 
-def _is_turned(file: BinaryIO, start: int, end: int) -> bool:
+def _is_turned(file: int, start: int, end: int) -> bool:
     found = _find(file, start, end, b"tkhd")
     if found is None:
         return False
@@ -168,7 +168,7 @@ def _vint(data: bytes, marked: bool) -> tuple[int, int]:
     return (value if marked else value & ((1 << 7 * length) - 1)), length
 
 
-def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
+def _elements(file: int, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
     """Name, start of the content and end of each element; no end where the size is not known."""
     place = start
     while place < end:
@@ -185,7 +185,7 @@ def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, 
         place = content + size
 
 
-def _matroska(file: BinaryIO, size: int, checksums: bool) -> Layout:
+def _matroska(file: int, size: int, checksums: bool) -> Layout:
     turned = False
     for name, content, end in _elements(file, 0, size):
         if end is not None and end > size:
@@ -204,20 +204,20 @@ def _matroska(file: BinaryIO, size: int, checksums: bool) -> Layout:
     return Layout(may_be_turned=turned)
 
 
-def _wrong_checksum(file: BinaryIO, start: int, end: int) -> str:
+def _wrong_checksum(file: int, start: int, end: int) -> str:
     head = _read(file, start, 6)
     if head[:2] != b"\xbf\x84":  # a CRC-32 element, always the first where there is one
         return ""
-    left, found = end - start - 6, 0
-    while left > 0 and (data := file.read(min(left, _CHUNK))):
-        found, left = zlib.crc32(data, found), left - len(data)
+    place, found = start + 6, 0
+    while place < end and (data := _read(file, place, min(end - place, _CHUNK))):
+        found, place = zlib.crc32(data, found), place + len(data)
     return "" if found == _little(head[2:]) else f"is damaged behind byte {start} (checksum)"
 
 
 # The others: one check each.
 
 
-def _avi(file: BinaryIO, size: int) -> str:
+def _avi(file: int, size: int) -> str:
     """Chunks of a name, a size and content in one or more `RIFF`; a missing index is no damage."""
     place = 0
     while (head := _read(file, place, 8))[:4] == b"RIFF":
@@ -231,7 +231,7 @@ def _avi(file: BinaryIO, size: int) -> str:
     return ""
 
 
-def _mpegts(file: BinaryIO, size: int) -> str:
+def _mpegts(file: int, size: int) -> str:
     head = _read(file, 0, 3 * 204)
     for length, sync in _TS_PACKETS:
         if all(
@@ -242,14 +242,14 @@ def _mpegts(file: BinaryIO, size: int) -> str:
     return ""
 
 
-def _flv(file: BinaryIO, size: int) -> str:
+def _flv(file: int, size: int) -> str:
     """Behind each tag stands its size, so behind the last one too."""
     length = _big(_read(file, size - 4, 4)) if size > 13 else 0
     whole = 11 <= length <= size - 13 and _read(file, size - 4 - length, 1) in b"\x08\x09\x12"
     return "" if whole else "is cut off: it does not end with a whole tag"
 
 
-def _asf(file: BinaryIO, size: int) -> str:
+def _asf(file: int, size: int) -> str:
     head = _read(file, 0, 1 << 16)
     place = head.find(_ASF_FILE)
     if not head.startswith(_ASF_HEADER) or place < 0:
@@ -258,7 +258,7 @@ def _asf(file: BinaryIO, size: int) -> str:
     return _cut(size, needed) if needed > size and not live else ""
 
 
-def _ogg(file: BinaryIO, size: int) -> str:
+def _ogg(file: int, size: int) -> str:
     """Pages are numbered for each stream, and the last one of a stream says so."""
     place, numbers, open_streams = 0, dict[bytes, int](), set[bytes]()
     while place < size:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from numpy.typing import NDArray
 from recipes.data.bitstream import pictures_in, shows_nothing
 from recipes.data.decode import CONTAINERS, regular_file
 
+Row = tuple[int | None, int | None, bool, bool, bool, int | None]
+
 # Containers with an index whose time stamps are those of presentation; others guess when they seek.
 _INDEXED = frozenset({"mov", "matroska"})
+_FAR = 1 << 62
+_UNEVEN = frozenset({"vp8", "mpeg4"})
 LATE_KEY = "it does not begin with a key frame"
 _DEEPEST_REORDERING = 16  # places a frame may move: the picture buffer of H.264 and HEVC
 
@@ -26,19 +31,29 @@ class Order:
     Attributes:
         doubt: why they do not tell, or "".
         frames: packets that give a frame.
+        left_out: frames that an edit list leaves out.
+        times: time stamps of all frames, ascending, also of those left out.
+        start: time stamp of the first frame shown.
+        end: time stamp at which the last frame ends.
         keys: (K,) numbers of the key frames in presentation order, ascending.
         early: most frames shown before a key frame but stored behind it (an open group of
             pictures, which decoders enter in different ways).
         gop: largest number of frames from a key frame to the next.
         b_frames: frames are stored in another order than they are shown.
+        broken: number of the first packet that is not whole, or None.
     """
 
     doubt: str
     frames: int
+    left_out: int
+    times: NDArray[np.int64]
+    start: int
+    end: int
     keys: NDArray[np.int64]
     early: int
     gop: int
     b_frames: bool
+    broken: int | None
 
 
 @dataclass(kw_only=True)
@@ -47,114 +62,121 @@ class Packets:
 
     Attributes:
         codec: FFmpeg's name.
-        is_key: test of a packet that the container calls a key frame; None believes it.
-        times: of presentation, in stored order, of the packets that hold a frame.
-        keys: numbers of those from which decoding can start.
-        discarded: numbers of those an edit list leaves out.
+        stores_decoding: the container has times of decoding; else FFmpeg guesses them.
+        starts_afresh: test of a packet that the container calls a key frame.
+        inside: count the pictures in packets of which some may hold two or none.
+        rows: of each frame in stored order: time of presentation and of decoding, whether it is a
+            key frame, left out by an edit list, not whole, and its duration.
         hidden: count of packets that hold no frame.
-        corrupt: number of the first that is not whole, or None.
-        last_decoding_time: of the packets so far.
-        falling: decoding times do not ascend.
         fault: something in the packets that time stamps do not show, or "".
         early: a frame is shown before a key frame but stored behind it.
-        end: time stamp at which the last frame ends.
+        dependent: a key frame does not forget all that came before.
     """
 
     codec: str
-    is_key: Callable[[Any], bool] | None = None
-    times: list[int | None] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
+    stores_decoding: bool
+    starts_afresh: Callable[[Any], bool]
+    inside: bool
+    rows: list[Row] = field(default_factory=list)
     hidden: int = 0
-    discarded: list[int] = field(default_factory=list)
-    corrupt: int | None = None
-    last_decoding_time: int | None = None
-    falling: bool = False
     fault: str = ""
     early: bool = False
-    end: int = 0
-    _key_time: int = 0
+    dependent: bool = False
+    _key_time: float = -math.inf
 
     def note(self, packet: Any) -> None:
         """Add the next packet."""
-        pictures = self._pictures(packet)
-        if not pictures:
-            self.hidden += 1
-            return
-        number, time, decoding_time = len(self.times), packet.pts, packet.dts
-        self.times.extend([time] * pictures)
-        if packet.is_discard:
-            self.discarded.append(number)
-        if packet.is_corrupt and self.corrupt is None:
-            self.corrupt = number
-        if decoding_time is not None:
-            last = self.last_decoding_time
-            self.falling = self.falling or (last is not None and decoding_time <= last)
-            self.last_decoding_time = decoding_time
-        if packet.is_keyframe:
-            self._note_key(packet, number)
-        if time is not None:
-            self.early = self.early or (bool(self.keys) and time < self._key_time)
-            self.end = max(self.end, time + (packet.duration or 0))
+        time, is_key = packet.pts, packet.is_keyframe
+        row = time, packet.dts, is_key, packet.is_discard, packet.is_corrupt, packet.duration
+        if is_key:
+            self._check_key(packet)
+            self._key_time = -math.inf if time is None else time
+        elif time is not None and time < self._key_time:
+            self.early = True
+        if self.codec in _UNEVEN:
+            self._note_pictures(packet, row)
+        else:
+            self.rows.append(row)
 
-    def _pictures(self, packet: Any) -> int:
-        if self.codec == "vp8":
-            return int(not shows_nothing(packet))
-        if self.is_key is None or self.codec != "mpeg4":
-            return 1
-        pictures = pictures_in(packet)
-        if pictures != 1:
-            self.fault = self.fault or "a packet does not hold exactly one picture"
-        return pictures
-
-    def _note_key(self, packet: Any, number: int) -> None:
-        if self.is_key is not None and not self.is_key(packet):
-            self.fault = self.fault or "what it marks as a key frame is none"
-        if number and packet.has_sidedata("new_extradata"):
+    def _check_key(self, packet: Any) -> None:
+        self.dependent = self.dependent or not self.starts_afresh(packet)
+        if self.rows and packet.has_sidedata("new_extradata"):
             self.fault = self.fault or "the parameters of its codec change on the way"
-        self.keys.append(number)
-        self._key_time = packet.pts or 0
 
-    @property
-    def start(self) -> int:
-        """Time stamp of the first frame shown."""
-        left_out = set(self.discarded)
-        shown = (t for n, t in enumerate(self.times) if n not in left_out and t is not None)
-        return min(shown, default=0)
+    def _note_pictures(self, packet: Any, row: Row) -> None:
+        """For codecs whose packets may hold two pictures or none."""
+        pictures = 1
+        if self.codec == "vp8":
+            pictures = int(not shows_nothing(packet))
+        elif self.inside:
+            pictures = pictures_in(packet)
+            if pictures != 1:
+                self.fault = self.fault or "a packet does not hold exactly one picture"
+        self.rows.extend([row] * pictures)
+        self.hidden += not pictures
+
+    def check_index(self, entries: Any) -> None:
+        """Compare with the index of the container, which other readers than FFmpeg 8 believe."""
+        noted = [row[2] for row in self.rows]
+        claimed = [entry.is_keyframe for entry in entries]
+        if len(claimed) == len(noted):
+            false = any(claim and not true for claim, true in zip(claimed, noted, strict=True))
+        else:
+            times = {row[0] for row in self.rows if row[2]} | {
+                row[1] for row in self.rows if row[2]
+            }
+            false = any(entry.is_keyframe and entry.timestamp not in times for entry in entries)
+        if false:
+            self.fault = self.fault or "its index calls key frames what is none"
 
     def order(self) -> Order:
         """Sort the packets by their time of presentation."""
-        times = np.asarray([0 if time is None else time for time in self.times], dtype=np.int64)
-        places = np.argsort(times, kind="stable")
+        times, decoding, is_key, left_out, broken, durations = self._columns()
+        moments = np.asarray([time or 0 for time in times], dtype=np.int64)
+        places = np.argsort(moments, kind="stable")
         rank = np.empty_like(places)
         rank[places] = np.arange(len(places))
-        stored = np.asarray(self.keys, dtype=np.int64)
+        stored = np.flatnonzero(is_key)
         keys = np.sort(rank[stored])
         ends = np.diff(np.append(keys, len(times)))
+        shown = moments[~np.asarray(left_out, dtype=bool)]
+        lasts = moments + np.asarray([duration or 0 for duration in durations], dtype=np.int64)
         return Order(
-            doubt=self._doubt(times, places),
-            frames=len(times) - len(self.discarded),
+            doubt=self._doubt(times, decoding, moments[places], places),
+            frames=len(shown),
+            left_out=len(times) - len(shown),
+            times=moments[places],
+            start=int(shown.min(initial=_FAR)),
+            end=int(lasts.max(initial=0)),
             keys=keys,
             early=int((rank[stored] - stored).max(initial=0)),
             gop=int(ends.max(initial=keys[0] if len(keys) else len(times))),
             b_frames=bool(np.any(places[1:] < places[:-1])),
+            broken=broken.index(True) if True in broken else None,
         )
 
-    def _doubt(self, times: NDArray[np.int64], places: NDArray[np.int64]) -> str:
-        if not self.keys or self.keys[0] != 0:
+    def _columns(self) -> tuple[tuple[Any, ...], ...]:
+        return tuple(zip(*self.rows, strict=True)) or ((),) * 6
+
+    def _doubt(
+        self,
+        times: Sequence[int | None],
+        decoding: Sequence[int | None],
+        ascending: NDArray[np.int64],
+        places: NDArray[np.int64],
+    ) -> str:
+        if not self.rows or not self.rows[0][2]:
             return LATE_KEY
-        if None in self.times:
+        if None in times:
             return "a packet has no time stamp"
-        if self.falling:
+        stored = [time for time in decoding if time is not None and self.stores_decoding]
+        if np.any(np.diff(stored) <= 0):
             return "decoding times do not ascend"
-        if np.any(np.diff(times[places]) == 0):
+        if np.any(np.diff(ascending) == 0):
             return "two frames have one time stamp"
         if np.any(np.abs(places - np.arange(len(places))) > _DEEPEST_REORDERING):
             return "time stamps jump back"
-        if self.fault:
-            return self.fault
-        if self.discarded:
-            return "an edit list leaves out frames"
-        return ""
+        return self.fault
 
 
 def open_for_packets(path: Path) -> Any:
@@ -168,6 +190,12 @@ def open_for_packets(path: Path) -> Any:
     import av
 
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "skip_frame": "all"}
+    with path.open("rb") as file:
+        head = file.read(8)
+    if (
+        head[4:] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"
+    ):  # MP4 or Matroska: the header says it all
+        options["probesize"] = "32"
     return av.open(f"file:{regular_file(path)}", options=options, metadata_errors="replace")
 
 

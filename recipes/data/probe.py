@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.fsio import sha256_file
 from recipes.contract import InputError
 from recipes.data.decode import CONTAINERS, last_line
-from recipes.data.demux import LATE_KEY, Order, is_indexed
+from recipes.data.demux import LATE_KEY, is_indexed
 from recipes.data.probe_access import Film, try_access
 from recipes.data.scan import Scan, UnusableError, decoded, demuxed
 
@@ -16,7 +16,7 @@ VERSION = 2  # raise it when the same file may be described in another way
 
 # decord 0.6.0 carries FFmpeg 4.1
 _NOT_IN_DECORD = frozenset({"av1"})
-_WRONG_IN_DECORD = frozenset({"mpegts", "mpegvideo", "ogg"})
+_NOT_FOR_DECORD = frozenset({"mpegvideo", "ogg"})
 
 _MEND = "data.prepare can re-encode it"
 _ANOTHER = ", or set data.decoder: pyav"
@@ -112,36 +112,24 @@ def _look(path: Path, decoder: str, mode: str) -> Probe:
 
 def _decoded(path: Path, decoder: str) -> Probe:
     scan = decoded(path)
-    order = scan.order()
-    film = Film(
-        path=path,
-        container=scan.container,
-        order=order,
-        witnesses=scan.witnesses,
-        size=(scan.height, scan.width),
-        rotation=scan.rotation,
-        decoder=decoder,
-    )
-    verdict, reason = try_access(film)
+    verdict, reason = try_access(Film(path=path, scan=scan, decoder=decoder))
     if verdict == "reject":
         reason = f"{reason}; {_MEND}{'' if decoder == 'pyav' else _ANOTHER}"
-    found = _described(scan, order, verdict, reason)
+    found = _described(scan, verdict, reason)
     return replace(found, sha256=sha256_file(path))
 
 
 def _demuxed(path: Path, decoder: str) -> Probe:
     scan = demuxed(path)
-    order = scan.order()
     trouble = _known_trouble(scan) if decoder == "decord" else ""
     if trouble:
-        return _described(scan, order, "reject", f"decord {trouble}; {_MEND}{_ANOTHER}")
-    if order.doubt == LATE_KEY:
-        return _described(scan, order, "reject", f"{order.doubt}; {_MEND}, or index in mode full")
-    doubt = order.doubt or _demux_doubt(scan, order)
-    if doubt:
+        return _described(scan, "reject", f"decord {trouble}; {_MEND}{_ANOTHER}")
+    if scan.order.doubt == LATE_KEY:
+        return _described(scan, "reject", f"{LATE_KEY}; {_MEND}, or index again in mode full")
+    if doubt := scan.order.doubt or _demux_doubt(scan):
         reason = f"read from its first frame each time: {doubt}; mode full tries more"
-        return _described(scan, order, "sequential", reason)
-    return _described(scan, order, "random", "")
+        return _described(scan, "sequential", reason)
+    return _described(scan, "random", "")
 
 
 def _known_trouble(scan: Scan) -> str:
@@ -149,9 +137,12 @@ def _known_trouble(scan: Scan) -> str:
     containers = scan.container.split(",")
     if scan.codec in _NOT_IN_DECORD:
         return f"has no {scan.codec}"
-    if not _WRONG_IN_DECORD.isdisjoint(containers):
-        return f"loses frames in containers of this kind ({scan.container})"
-    if "matroska" in containers and not scan.has_index:
+    reordered = scan.order.b_frames or scan.reorders
+    if "mpegts" in containers and (reordered or scan.order.frames == 1):
+        return "loses the first frames of MPEG-TS with B-frames"
+    if not _NOT_FOR_DECORD.isdisjoint(containers):
+        return f"cannot open such a container ({scan.container})"
+    if "matroska" in containers and not (scan.has_index and scan.has_duration):
         return "fails without an index and a duration"
     if scan.films > 1:
         return "may take the other film in the file"
@@ -160,19 +151,21 @@ def _known_trouble(scan: Scan) -> str:
     return ""
 
 
-def _demux_doubt(scan: Scan, order: Order) -> str:
+def _demux_doubt(scan: Scan) -> str:
     """Why random access cannot be promised without trying it, or ""."""
     if not is_indexed(scan.container):
         return "its container has no index of presentation times"
-    if scan.layout.all_keys and order.gop > 1:
+    if scan.layout.all_keys and scan.order.gop > 1:
         return "its container names no key frames"
-    if order.early or scan.packets.hidden:
-        return "some frames are stored behind the key frame they are shown before"
+    if scan.packets.dependent or scan.order.early or scan.packets.hidden:
+        return "its key frames do not start afresh"
+    if scan.reorders and not scan.order.b_frames:
+        return "its time stamps do not tell the order of its B-frames"
     return "it has an edit list" if scan.layout.edit_list else ""
 
 
-def _described(scan: Scan, order: Order, verdict: str, reason: str) -> Probe:
-    upright = scan.rotation % 180 == 0
+def _described(scan: Scan, verdict: str, reason: str) -> Probe:
+    order, upright = scan.order, scan.rotation % 180 == 0
     seconds, rate = scan.duration_and_rate()
     return Probe(
         verdict=verdict,
@@ -189,5 +182,5 @@ def _described(scan: Scan, order: Order, verdict: str, reason: str) -> Probe:
         pix_fmt=scan.pix_fmt,
         gop=order.gop,
         b_frames=order.b_frames or scan.b_frames,
-        edit_list=scan.layout.edit_list or bool(scan.packets.discarded),
+        edit_list=scan.layout.edit_list or order.left_out > 0,
     )

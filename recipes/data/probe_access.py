@@ -10,39 +10,34 @@ import numpy as np
 
 from recipes.contract import InputError
 from recipes.data.decode import last_line
-from recipes.data.demux import Order, is_indexed
-from recipes.data.witness import Witnesses, agrees
+from recipes.data.demux import is_indexed
+from recipes.data.scan import Scan
+from recipes.data.witness import agrees
 
-_AROUND = range(-8, 5)  # frames tried around a key frame of a file that may be misread
-_ALONE, _TOGETHER = 4, 12  # key frames tried with a reader each, and by one reader in turn
-_IN_ORDER = 64  # frames compared when the whole file is read in order
-_SHORT_TAIL = 16  # frames behind a key frame few enough to decode them for the last one
-
-_STREAMS = frozenset({"mpegts", "mpeg", "mpegvideo"})
+_INSIDE = 1  # frames behind a key frame: what is lost or doubled there is seen
+_AFTER = 4  # frames tried from a key frame on where a file may be misread
+_ALONE, _TOGETHER = 2, 16  # key frames tried with a reader each, and by one reader in turn
+_IN_ORDER = 24  # frames compared when the whole file is read in order
 
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """What is known of a file when its access is tried; `size` is that of the stored picture."""
+    """A file that was decoded in order, and the decoder that will read it."""
 
     path: Path
-    container: str
-    order: Order
-    witnesses: Witnesses
-    size: tuple[int, int]
-    rotation: int
+    scan: Scan
     decoder: str
 
     def agrees(self, numbers: Sequence[int], verdict: str) -> bool:
         """Whether the decoder gives the frames of these numbers; raises InputError."""
         return agrees(
             self.path,
-            self.witnesses,
+            self.scan.witnesses,
             numbers,
-            size=self.size,
+            size=(self.scan.height, self.scan.width),
             verdict=verdict,
             decoder=self.decoder,
-            rotation=self.rotation,
+            rotation=self.scan.rotation,
         )
 
 
@@ -53,7 +48,7 @@ def try_access(film: Film) -> tuple[str, str]:
     have an index of presentation times and each key frame starts afresh, all are entered alike and
     one is tried; elsewhere several, from the frames before to those after.
     """
-    doubt = film.order.doubt or _known_trouble(film)
+    doubt = film.scan.order.doubt or _known_trouble(film)
     if not doubt:
         try:
             if all(film.agrees(numbers, "random") for numbers in _trials(film)):
@@ -62,7 +57,7 @@ def try_access(film: Film) -> tuple[str, str]:
         except InputError as error:
             doubt = f"{film.decoder} fails by random access ({_without_path(error)})"
     try:
-        if film.agrees(_spread(sorted(film.witnesses.kept), _IN_ORDER), "sequential"):
+        if film.agrees(_spread(sorted(film.scan.witnesses.kept), _IN_ORDER), "sequential"):
             return "sequential", f"read from its first frame each time: {doubt}"
     except InputError as error:
         return "reject", f"{film.decoder} fails ({_without_path(error)})"
@@ -70,29 +65,37 @@ def try_access(film: Film) -> tuple[str, str]:
 
 
 def _known_trouble(film: Film) -> str:
-    if film.order.b_frames and "avi" in film.container.split(","):
+    """Why random access is not even tried: it may go wrong now and then, or takes longer."""
+    scan, is_avi = film.scan, "avi" in film.scan.container.split(",")
+    if is_avi and (scan.order.b_frames or scan.b_frames):
         return "AVI has no time stamps that tell the order of its B-frames"
-    if film.decoder == "decord" and not _STREAMS.isdisjoint(film.container.split(",")):
-        return "a stream has no index, seeking in it takes longer than decoding it"
+    if film.decoder == "pyav":  # reads the time stamps of all packets first
+        return ""
+    if not is_avi and not is_indexed(scan.container):
+        return "its container has no index, seeking takes longer than decoding or goes astray"
+    if scan.packets.dependent or scan.order.early:
+        return "its key frames do not start afresh (open groups of pictures)"
+    if is_avi and scan.reorders:
+        return "AVI has no time stamps that tell how far its codec holds frames back"
     return ""
 
 
 def _trials(film: Film) -> list[list[int]]:
     """Frames to read with a reader each; a pure function of the file."""
-    kept, keys, last = film.witnesses.kept, film.witnesses.keys, film.witnesses.count - 1
-    if is_indexed(film.container) and not film.order.early and not film.witnesses.every_key:
-        entered = [key for key in keys if key + 3 <= last] or keys
-        trial = {min(entered[-1] + 1, last), min(entered[-1] + 3, last)}
-        if last - int(film.order.keys[-1]) <= _SHORT_TAIL:
-            trial.add(last)
-        return [sorted(trial)]
-    alone = [
-        [key + step for step in _AROUND if key + step in kept] for key in _spread(keys, _ALONE)
+    witnesses, last = film.scan.witnesses, film.scan.witnesses.count - 1
+    keys = witnesses.keys
+    if is_indexed(film.scan.container) and not witnesses.closely:
+        return [[min(keys[-1] + _INSIDE, last)]]
+    before = range(-film.scan.order.early, 0)
+    alone = [[key + step for step in range(_AFTER)] for key in _spread(keys, _ALONE)]
+    alone += [[keys[-1] + step] for step in before]
+    in_turn = [key + _INSIDE for key in _spread(keys, _TOGETHER)]
+    behind = [keys[-1] - 1, last]
+    trials = [
+        sorted({number for number in trial if number in witnesses.kept})
+        for trial in (*alone, [*in_turn, *behind])
     ]
-    in_turn = {
-        key + step for key in _spread(keys, _TOGETHER) for step in (0, 2) if key + step in kept
-    }
-    return [*alone, sorted(in_turn | {last})]
+    return [trial for trial in trials if trial]
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:

@@ -15,11 +15,12 @@ from recipes.data.decode import read_frames
 Luma = NDArray[np.uint8]
 Levels = NDArray[np.float32]
 
-_SAMPLES = 64  # of the shorter side; what is between them is not compared
-_BEFORE, _BEFORE_OPEN, _AFTER = 3, 8, 5  # frames kept around a key frame
-_APART = 48  # frames from one kept key frame to the next where all are alike
+_SAMPLES = 48  # of the shorter side; what is between them is not compared
+_BEFORE, _BEFORE_OPEN = 1, 8  # frames kept before a key frame; held ones slow the decoder down
+_AFTER, _AFTER_CLOSELY = 3, 5  # frames kept from a key frame on
+_APART = 48  # frames from one kept key frame to the next unless looking closely
 _EVERY = 32  # frames; kept also without a key frame where a file is read in order
-_NEIGHBOURS = 8  # frames before and after that a wrong frame may come from
+_NEIGHBOURS = 4  # frames before and after that a wrong frame may come from
 
 # Right frames of 45 files, decoded by FFmpeg 4.1 and 8.1: 99.9 % of the pixels differ by less than
 # 2.5 grey levels where no colour is cut off at 0 or 255; 99 % by less than 4 where one of the two
@@ -37,25 +38,31 @@ class Witnesses:
     depends on the file alone.
     """
 
-    def __init__(self, every_key: bool) -> None:
-        """Keep frames around all key frames, and others now and then, if `every_key`."""
-        self.every_key = every_key
+    def __init__(self) -> None:
+        """Begin with the first frame."""
         self.kept: dict[int, Luma] = {}
         self.keys: list[int] = []
         self.count = 0
-        self._recent: deque[Any] = deque(maxlen=_BEFORE_OPEN)
+        self.closely = False
+        self._recent: deque[tuple[int, Any]] = deque(maxlen=_BEFORE)
         self._until = 0
+
+    def look_closely(self) -> None:
+        """From now on keep more frames around key frames, and others now and then."""
+        if not self.closely:
+            self.closely = True
+            self._recent = deque(self._recent, maxlen=_BEFORE_OPEN)
 
     def offer(self, frame: Any, key: bool) -> None:
         """Look at the next frame in presentation order."""
         number = self.count
         self.count += 1
-        apart = 1 if self.every_key else _APART
+        apart = 1 if self.closely else _APART
         if key and (not self.keys or number >= self.keys[-1] + apart):
             self.keys.append(number)
-            self._keep_recent(number - (_BEFORE_OPEN if self.every_key else _BEFORE))
-            self._until = number + _AFTER
-        elif self.every_key and number % _EVERY == 0:
+            self._keep_recent()
+            self._until = number + (_AFTER_CLOSELY if self.closely else _AFTER)
+        elif self.closely and number % _EVERY == 0:
             self._until = max(self._until, number + 2)
         if number < self._until:
             self.kept[number] = luma(frame)
@@ -64,30 +71,36 @@ class Witnesses:
 
     def finish(self) -> None:
         """Keep the last frames and let go of the rest."""
-        self._keep_recent(self.count - _BEFORE)
+        self._keep_recent()
 
-    def _keep_recent(self, first: int) -> None:
-        for number, frame in self._recent:
-            if number >= first:
-                self.kept[number] = luma(frame)
+    def _keep_recent(self) -> None:
+        self.kept.update((number, luma(frame)) for number, frame in self._recent)
         self._recent.clear()
 
 
 def luma(frame: Any) -> Luma:
     """Every n-th pixel of every n-th row of a decoded picture's luma, 8 bits."""
     step = _step(frame.height, frame.width)
-    layout = frame.format
-    bits = layout.components[0].bits
-    planar = layout.name.startswith(("yuv", "nv", "gray")) and not layout.name.endswith("be")
-    if not planar or layout.components[0].plane != 0 or layout.name.startswith("yuyv"):
+    bits = _luma_bits(frame.format)
+    if not bits:
         gray: Luma = frame.reformat(format="gray").to_ndarray()
         return gray[::step, ::step].copy()
     plane = frame.planes[0]
-    rows = np.frombuffer(plane, np.uint8 if bits <= 8 else np.uint16)
+    rows = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)
     rows = rows.reshape(-1, plane.line_size // rows.itemsize)
-    sampled = rows[: frame.height : step, : frame.width : step]
-    eight_bits: Luma = (sampled >> max(0, bits - 8)).astype(np.uint8)
+    sampled: NDArray[Any] = rows[: frame.height : step, : frame.width : step]
+    eight_bits: Luma = sampled.copy() if bits == 8 else (sampled >> (bits - 8)).astype(np.uint8)
     return eight_bits
+
+
+def _luma_bits(layout: Any) -> int:
+    """Bits of a sample of the first plane where that is luma and nothing else, else 0."""
+    name = layout.name
+    if name == "yuv420p":
+        return 8
+    is_planar = name.startswith(("yuv4", "yuvj", "yuva", "nv", "gray")) and not name.endswith("be")
+    bits: int = layout.components[0].bits
+    return bits if is_planar and 8 <= bits <= 16 else 0
 
 
 def _step(height: int, width: int) -> int:
@@ -150,21 +163,18 @@ def _like_with_like(stored: NDArray[np.uint8], truth: Luma) -> tuple[Levels, Lev
 
     A decoder may take either matrix and either range for a file that does not say which is right.
     """
-    candidates = [
-        (
-            stored.astype(np.float32) @ np.asarray(weights, np.float32),
-            _on_scale(truth, stretch),
-            stretch,
-        )
-        for weights in _MATRICES
-        for stretch in (True, False)
-    ]
-    return min(candidates, key=lambda one: _misfit(one[0], one[1]))
-
-
-def _misfit(shown: Levels, own: Levels) -> tuple[float, float]:
-    error = np.abs(shown - own)  # its mean alone is ruled by how decoders round
-    return float((error > _LEVELS).mean()), float(error.mean())
+    levels, candidates = stored.astype(np.float32), []
+    for weights in _MATRICES:
+        shown = levels @ np.asarray(weights, np.float32)
+        for stretch in (True, False):
+            own = _on_scale(truth, stretch)
+            error = np.abs(shown - own)
+            # how many are far off, because the mean alone is ruled by how decoders round
+            misfit = float((error > _LEVELS).mean()), float(error.mean())
+            candidates.append((misfit, (shown, own, stretch)))
+        if min(misfit[0] for misfit, _ in candidates) == 0:
+            break
+    return min(candidates, key=lambda one: one[0])[1]
 
 
 def _on_scale(kept: Luma, stretch: bool) -> Levels:

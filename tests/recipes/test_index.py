@@ -90,7 +90,7 @@ def test_bad_files_are_rejected_each_with_its_reason(indexed: Artifact) -> None:
         "torn.mp4", "text.mp4", "script.mp4", "empty.mp4", "absent.mp4", "../outside.mp4",
     }  # fmt: skip
     assert reasons["absent.mp4"] == "missing"
-    assert reasons["../outside.mp4"] == "the path leaves the root"
+    assert reasons["../outside.mp4"].startswith("the path leaves the root")
     assert "is damaged" in reasons["torn.mp4"]
     with (indexed.path.parent / "excluded.csv").open(encoding="utf-8") as stream:
         assert {row["path"]: row["reason"] for row in csv.DictReader(stream)} == reasons
@@ -225,7 +225,7 @@ def test_damage_in_the_picture_data_is_found(tmp_path: Path) -> None:
         ("tc_animated.gif", "reject", "not a video of a known container"),
         ("tc_av1.mkv", "reject", "or set data.decoder: pyav"),
         ("tc_edit_list_discards_frames.mp4", "sequential", "an edit list leaves out frames"),
-        ("tc_mpeg1_program_stream.mpg", "sequential", "a stream has no index"),
+        ("tc_mpeg1_program_stream.mpg", "sequential", "its container has no index"),
         ("tc_one_frame_mpeg4.mp4", "random", ""),
         ("tc_nasa_vfr.mp4", "random", ""),
         ("tc_h264_10bit.mp4", "random", ""),
