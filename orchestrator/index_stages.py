@@ -12,9 +12,6 @@ from orchestrator.identity import canonical_json, without
 if TYPE_CHECKING:
     from orchestrator.schema import StageSpec
 
-# The prepare stage wants to know of each file more than the index finds out yet.
-_INDEX_TELLS_WHAT_PREPARE_NEEDS = False
-
 
 def with_data_stages(specs: Mapping[str, StageSpec]) -> dict[str, StageSpec]:
     """Wire the `data` of each stage to what indexes or prepares it, added where nobody has.
@@ -54,8 +51,7 @@ class _Wiring:
 
     def consumed(self, spec: StageSpec) -> str:
         """The stage whose table a consumer of these data takes."""
-        wanted = _options(spec) is not None and _INDEX_TELLS_WHAT_PREPARE_NEEDS
-        return self.prepare(spec) if wanted else self.index(spec)
+        return self.index(spec) if _options(spec) is None else self.prepare(spec)
 
     def index(self, spec: StageSpec) -> str:
         """The stage that indexes the data of this one."""

@@ -64,7 +64,7 @@ RECIPE = (
     ),
 )
 STAGES = {
-    "index-tennis7",
+    *("index-tennis7", "prepare-tennis7"),
     *("pretrain", "probe", "probe_random", "finetune", "supervised"),
     *("retrieval", "retrieval_random", "mean_color", "report"),
 }
