@@ -110,7 +110,7 @@ def write_result(
             "bytes": path.stat().st_size,
             "meta": dict(output.meta),
         }
-    fsio.write_json(stage.outputs / "manifest.json", _manifest(stage.outputs))
+    fsio.write_json(stage.outputs / "manifest.json", _manifest(stage.outputs, result.listed_apart))
     fsio.write_json(
         stage.result_file,
         {
@@ -139,10 +139,14 @@ def _key(spec: Mapping[str, Any], slot: str, index: int) -> str | None:
     return str(key) if key else None
 
 
-def _manifest(outputs: Path) -> dict[str, Any]:
+def _manifest(outputs: Path, listed_apart: frozenset[str]) -> dict[str, Any]:
+    """Size and digest of every file, without the folders that an output of the stage lists."""
     files = {}
     for path in sorted(outputs.rglob("*")):
+        relative = path.relative_to(outputs)
+        if relative.parts[0] in listed_apart:
+            continue
         if path.is_file() and path.name != "manifest.json":
-            name = str(path.relative_to(outputs))
+            name = str(relative)
             files[name] = {"bytes": path.stat().st_size, "sha256": fsio.sha256_file(path)}
     return {"schema_version": SCHEMA_VERSION, "files": files}

@@ -96,13 +96,15 @@ class StageResult:
     """What came out: `metrics` are the numbers, `summary` is what a table needs to name them.
 
     Keys of `summary` that the report knows: protocol, method, backbone, pretrain_data, data, split,
-    clip, size, coverage, note.
+    clip, size, coverage, note. `listed_apart` names folders below `output_dir` whose files an
+    output lists with their digests already (prepared videos): they are not read once more.
     """
 
     outputs: Mapping[str, Output] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
+    listed_apart: frozenset[str] = frozenset()
 
 
 class StageError(Exception):

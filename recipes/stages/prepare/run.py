@@ -55,6 +55,7 @@ def run(ctx: StageContext, config: PrepareConfig) -> StageResult:
         outputs={"dataset": Output(kind="dataset", path=path, meta=_meta(ctx, config, rows))},
         metrics=metrics,
         summary={"data": config.data.name, "coverage": metrics["videos"] / metrics["listed"]},
+        listed_apart=frozenset({VIDEOS}),
     )
 
 

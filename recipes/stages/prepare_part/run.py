@@ -30,4 +30,5 @@ def run(ctx: StageContext, config: PreparePartConfig) -> StageResult:
         "prepared_root": str((ctx.output_dir / VIDEOS).resolve()),
         "tally": tally.to_json(),
     }
-    return StageResult(outputs={"part": Output(kind="part", path=path, meta=meta)})
+    output = Output(kind="part", path=path, meta=meta)
+    return StageResult(outputs={"part": output}, listed_apart=frozenset({VIDEOS}))
