@@ -193,7 +193,7 @@ def measure(_: Path, small: bool) -> list[tuple[str, list[Line]]]:
         torch.set_num_threads(threads)
         calls = {name: _next_seed(call, frames) for name, call in contestants.items()}
         with torch.inference_mode():
-            seconds = in_turns(calls, 3 if small else 21)
+            seconds = in_turns(calls, 3 if small else 11)
         tables.append((f"{threads} thread(s), a batch of {BATCH} clips", _lines(seconds)))
     return tables
 

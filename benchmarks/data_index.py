@@ -68,7 +68,7 @@ print(json.dumps([read, *seconds, len(table)]))
 def measure(folder: Path, small: bool) -> list[tuple[str, list[Line]]]:
     """P13, then P11."""
     raw = source_videos(folder / "raw", 2 if small else 4, 3 if small else 10)
-    rounds = 1 if small else 9
+    rounds = 1 if small else 5
     tables = [("P13: looking at a file of 10 s, 340 x 256", _looking(raw, rounds))]
     if real := tennis_clips(2 if small else 12):
         tables.append(("P13: real clips of 2 s, 306 x 172", _looking(real, rounds)))

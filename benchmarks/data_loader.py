@@ -71,14 +71,14 @@ def measure(folder: Path, small: bool) -> list[tuple[str, list[Line]]]:
     """All tables."""
     raw = source_videos(folder / "raw", 2 if small else 6, 3 if small else 10)
     table = _table(folder, indexed(folder / "all", raw, prepare=None))
-    batches, rounds = (2, 1) if small else (10, 7)
+    batches, rounds = (2, 1) if small else (10, 5)
     prepared = [_prepared(path, folder / "prepared" / path.name) for path in raw]
     return [
         ("P1: one core, decode and augment", _bare_against_loader(table, batches, rounds)),
-        ("P4: workers", _scaling(table, batches, 1 if small else 5)),
+        ("P4: workers", _scaling(table, batches, 1 if small else 3)),
         ("P5: all-intra files", _all_intra(folder, raw[0], small)),
         ("P12: memory of a worker", _memory(folder, prepared, 200 if small else 10_000)),
-        ("Other ways to read a clip", _other_ways(folder, raw, prepared, 1 if small else 7)),
+        ("Other ways to read a clip", _other_ways(folder, raw, prepared, 1 if small else 5)),
     ]
 
 

@@ -52,7 +52,7 @@ def measure(folder: Path, small: bool) -> list[tuple[str, list[Line]]]:
     """Drawn videos, real clips where they are, and the cost of preparing."""
     torch.set_num_threads(1)
     raw = source_videos(folder / "raw", 2 if small else 6, 4 if small else 10)
-    rounds = 1 if small else 7
+    rounds = 1 if small else 5
     tables = [("340 x 256, key frames 250 apart", _reading(folder, raw, CLIP, rounds))]
     if real := tennis_clips(4 if small else 24):
         title = "real clips, 306 x 172, 60 frames"
