@@ -69,9 +69,10 @@ def parse(text: str, where: str, delimiter: str = ",") -> list[VideoRow]:
     rows = [_row(at, {_ALIASES.get(k, k): v for k, v in cells.items()}) for at, cells in lines]
     faults = list(_contradictions(rows))
     if faults:
-        more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        shown = "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
-        raise InputError(f"{where}: the manifest contradicts itself:{shown}{more}")
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        # one line, because `status` shows no more of an error
+        shown = "; ".join(faults[:_SHOWN])
+        raise InputError(f"{where}: the manifest contradicts itself: {shown}{more}")
     return rows
 
 
