@@ -69,7 +69,8 @@ def test_all_contradictions_are_told_together() -> None:
     with pytest.raises(InputError) as error:
         parse(text, "m.csv")
     assert str(error.value).split("; ") == [
-        "m.csv: the manifest contradicts itself: instance alone: needs two cameras or more, has 1 only",
+        "m.csv: the manifest contradicts itself: instance alone: needs two cameras or more, has 1 "
+        "only",
         "instance same: a camera is listed twice (1, 1, 2)",
         "instance classes: has more than one class (none, x)",
         "instance splits: is in more than one split (test, train), so what is trained on would be "
