@@ -271,7 +271,9 @@ def _ogg(file: int, size: int) -> str:
         numbers[stream] = number
         (open_streams.discard if head[5] & 4 else open_streams.add)(stream)
         place += 27 + head[26] + sum(head[27 : 27 + head[26]])
-    return _cut(size, place) if place > size or open_streams else ""
+    if place > size:
+        return _cut(size, place)
+    return "is cut off: it does not say that it ends" if open_streams else ""
 
 
 _CHECKS = {"avi": _avi, "mpegts": _mpegts, "flv": _flv, "asf": _asf, "ogg": _ogg}

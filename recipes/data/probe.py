@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cluster.fsio import sha256_file
 from recipes.contract import InputError
@@ -106,7 +107,11 @@ def _look(path: Path, decoder: str, mode: str) -> Probe:
         return reject(str(error))
     except av.ArgumentError:
         return reject(f"is not a video of a known container ({CONTAINERS}); convert it")
-    except (av.FFmpegError, OSError, ValueError, IndexError, InputError) as error:
+    except av.FFmpegError as error:
+        log: Any = error.log  # level, part of FFmpeg, message
+        said = log[2].strip() if log else error.strerror
+        return reject(f"is damaged ({said}); download or copy it again")
+    except (OSError, ValueError, IndexError, InputError) as error:
         return reject(f"is damaged ({last_line(error)}); download or copy it again")
 
 

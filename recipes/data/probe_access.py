@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from recipes.data.demux import is_indexed
 from recipes.data.scan import Scan
 from recipes.data.witness import agrees
 
+_PLACE = re.compile(r"\[\d+:\d+:\d+\] |/\S+\.cc:\d+: ")
 _INSIDE = 1  # frames behind a key frame: what is lost or doubled there is seen
 _AFTER = 4  # frames tried from a key frame on where a file may be misread
 _ALONE, _TOGETHER = 2, 16  # key frames tried with a reader each, and by one reader in turn
@@ -55,12 +57,12 @@ def try_access(film: Film) -> tuple[str, str]:
                 return "random", ""
             doubt = f"{film.decoder} finds other frames by random access"
         except InputError as error:
-            doubt = f"{film.decoder} fails by random access ({_without_path(error)})"
+            doubt = f"{film.decoder} fails by random access ({_words(error, film.path)})"
     try:
         if film.agrees(_spread(sorted(film.scan.witnesses.kept), _IN_ORDER), "sequential"):
             return "sequential", f"read from its first frame each time: {doubt}"
     except InputError as error:
-        return "reject", f"{film.decoder} fails ({_without_path(error)})"
+        return "reject", f"{film.decoder} fails ({_words(error, film.path)})"
     return "reject", f"{film.decoder} shows other frames than the file has"
 
 
@@ -104,6 +106,10 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
     return [items[place] for place in places]
 
 
-def _without_path(error: InputError) -> str:
-    """The message without the file it begins with: the row names that."""
-    return last_line(error).split(": ", 1)[-1]
+def _words(error: InputError, path: Path) -> str:
+    """The message without time, place in the decoder's code and name of the file.
+
+    What a row says of a file must not depend on when and where it was looked at.
+    """
+    text = last_line(error).replace(f"{path}: ", "").replace(f"[{path}]", "").replace(str(path), "")
+    return " ".join(_PLACE.sub("", text).split())

@@ -284,13 +284,15 @@ def _complaints() -> Iterator[Sequence[tuple[int, str, str]]]:
     """Collect (level, part, message) of what FFmpeg calls an error in this thread."""
     import av.logging
 
-    before = av.logging.get_level()
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # the file before may have ended with the same words
     try:
         with av.logging.Capture() as complaints:
             yield complaints
     finally:
-        av.logging.set_level(before)
+        av.logging.set_skip_repeated(skips)
+        av.logging.set_level(level)
 
 
 def _raise_complaint(scan: Scan, complaints: Sequence[tuple[int, str, str]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,18 +84,31 @@ def _sequential(usable: pd.DataFrame) -> list[str]:
 def _reasons(title: str, rows: pd.DataFrame) -> list[str]:
     if rows.empty:
         return []
-    found = Counter(zip(rows["reason"], rows["mendable"], strict=True)).most_common(_SHOWN)
+    found: dict[tuple[str, bool], list[str]] = {}
+    for path, reason, mendable in zip(rows["path"], rows["reason"], rows["mendable"], strict=True):
+        found.setdefault((kind_of(reason), bool(mendable)), []).append(path)
+    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
         f"## {title}",
         "",
-        "| files | `prepare` can mend it | reason |",
-        "|---|---|---|",
+        "| files | `prepare` can mend it | reason | first |",
+        "|---|---|---|---|",
         *(
-            f"| {count:,} | {'yes' if mendable else 'no'} | {reason.replace('|', '/')} |"
-            for (reason, mendable), count in found
+            f"| {len(files):,} | {'yes' if mends else 'no'} | {_cell(kind)} | {_cell(files[0])} |"
+            for (kind, mends), files in ordered[:_SHOWN]
         ),
+        *([f"| ... | | {len(found) - _SHOWN} more reasons | |"] if len(found) > _SHOWN else []),
         "",
     ]
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what is different in every file: numbers become N."""
+    return re.sub(r"(?<![A-Za-z\d.])-?\d+(\.\d+)?\b", "N", reason)
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "/")
 
 
 def _splits(table: pd.DataFrame) -> list[str]:
@@ -119,7 +132,7 @@ def _classes(usable: pd.DataFrame) -> list[str]:
         f"| class | {head} |",
         "|---" * (len(counts.columns) + 1) + "|",
         *(
-            f"| {str(label or 'unlabeled').replace('|', '/')} | "
+            f"| {_cell(label or 'unlabeled')} | "
             + " | ".join(f"{int(count):,}" for count in row)
             + " |"
             for label, row in zip(counts.index, counts.to_numpy(), strict=True)

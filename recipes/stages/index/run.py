@@ -13,7 +13,13 @@ from recipes.data.listing import Listing
 from recipes.data.multicamera import aligned
 from recipes.stages.index.config import IndexConfig
 from recipes.stages.index.look import Looked, decoder_of, list_videos, look, mode_of
-from recipes.stages.index.report import old_decoders, save_figure, write_excluded, write_report
+from recipes.stages.index.report import (
+    kind_of,
+    old_decoders,
+    save_figure,
+    write_excluded,
+    write_report,
+)
 from recipes.stages.index.rows import from_parts, to_table
 
 if TYPE_CHECKING:
@@ -61,7 +67,7 @@ def _check(table: pd.DataFrame, config: IndexConfig, folder: Path) -> None:
     excluded, total = table[bad], len(table)
     if excluded.empty:
         return
-    reasons = Counter(excluded["reason"])
+    reasons = Counter(map(kind_of, excluded["reason"]))
     shown = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
     message = (
         f"{config.data.name}: {len(excluded)} of {total} videos cannot be used ({shown}; first: "
