@@ -160,6 +160,9 @@ def _mapping_child(node: Any, key: str) -> Any:
     return node._get_node(key)
 
 
+_CIRCLE = "references that end: this one leads back to itself"
+
+
 def _text(node: Any) -> str:
     """What a node says before it is resolved."""
     return repr(node) if node is None else str(node._value())
@@ -173,11 +176,23 @@ class _Walk:
     faults: list[Unresolved]
     left: int = field(default=MAX_NODES)
 
-    def item(self, parent: Any, key: Any, path: tuple[str | int, ...]) -> Any:
-        """The plain value of one child, None where there is a fault."""
+    def item(
+        self,
+        parent: Any,
+        key: Any,
+        path: tuple[str | int, ...],
+        followed: tuple[tuple[int, Any, str], ...] = (),
+    ) -> Any:
+        """The plain value of one child, None where there is a fault.
+
+        `followed` are the places, and what is written there, whose references led here: one that
+        comes twice is a circle, told at the first of them whatever the depth of the stack allows.
+        """
         from omegaconf.errors import OmegaConfBaseException
 
         raw = parent._get_node(key)
+        if any((id(parent), key) == place[:2] for place in followed):
+            return self._fault(path, followed[0][2], _CIRCLE)
         self.left -= 1
         if self.left <= 0:
             # The caller looked at `expansion` first; this stops what it could not foresee.
@@ -188,7 +203,9 @@ class _Walk:
             return self._missing(path)
         try:
             target = self._shortcut(raw)
-            return self.item(*target, path) if target else self._plain(parent[key], path)
+            if target is None:
+                return self._plain(parent[key], path)
+            return self.item(*target, path, (*followed, (id(parent), key, _text(raw))))
         except (OmegaConfBaseException, RecursionError) as error:
             return self._translate(path, _text(raw), error)
 
@@ -235,7 +252,7 @@ class _Walk:
             name = found.group(1) if found else text
             return self._fault(path, text, "a reference to a key that exists", self._near(name))
         if isinstance(error, RecursionError) or "recursi" in message.lower():
-            return self._fault(path, text, "references that end: this one leads back to itself")
+            return self._fault(path, text, _CIRCLE)
         if "_NotAllowed raised" in message:
             return self._fault(path, text, f"what may be read: {_ALLOWED}", message.split(": ")[-1])
         return self._fault(path, text, f"a valid interpolation: {message}")

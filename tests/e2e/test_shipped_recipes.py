@@ -147,7 +147,7 @@ def test_stages_without_a_network_ask_for_no_gpu_where_there_are_some(big: Priva
     run = make_command_line(big.shared / f"cpu-{os.urandom(3).hex()}", big.env)
     scripts = _scripts(run, "dpc_folder", "cluster=slurm", "data.root=/videos")
     without = {name for name, script in scripts.items() if "#SBATCH --gpus" not in script}
-    assert without == {"index-folder", "mean_color", "report"}
+    assert without == {"index-folder", "prepare-folder", "mean_color", "report"}
 
 
 @pytest.mark.slurm
