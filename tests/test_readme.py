@@ -218,7 +218,7 @@ def test_every_command_of_the_readme_works(terminal: Terminal, cluster: PrivateS
 def _check_jobs(cluster: PrivateSlurm) -> None:
     """All stages of recipes/dpc_k400.yaml are in the queue; the pretraining on 2 x 8 GPUs."""
     jobs = cluster.squeue()
-    assert len(jobs) == 21, jobs
+    assert len(jobs) == 23, jobs
     (pretrain,) = (job for job in jobs if job["Name"].startswith("pretrain-"))
     found = cluster.job(pretrain["JobID"])
     assert found["NumNodes"].startswith("2")
