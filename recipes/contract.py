@@ -59,6 +59,14 @@ class Progress:
     data_wait_share: float | None = None
 
 
+# What a rank does next. `idle` is not watched; a `save` may take longer than the others.
+Phase = Literal["idle", "data", "forward", "backward", "agree", "optimize", "save", "evaluate"]
+
+
+def _nobody_watches(phase: Phase, step: int) -> None:
+    """Stands in where no watchdog runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
     """All a stage may touch. The rank environment (RANK, MASTER_ADDR, ...) is already set.
@@ -67,7 +75,8 @@ class StageContext:
     `cache_dir` is shared by all stages of the store: what lies there is found by its content and
     may vanish at any time. `stop_requested` is this rank's flag; loops agree on it over all ranks
     before they act. `log_metrics` and `report_progress` do something on rank 0 only and never block
-    on a server.
+    on a server. `beat` tells the watchdog of this rank that it is alive and what it does next: a
+    phase and the optimizer step; see `Phase`.
     """
 
     inputs: Mapping[str, tuple[Artifact, ...]]
@@ -84,6 +93,7 @@ class StageContext:
     stop_requested: Callable[[], bool]
     log_metrics: Callable[[int, Mapping[str, float]], None]
     report_progress: Callable[[Progress], None]
+    beat: Callable[[Phase, int], None] = _nobody_watches
 
     def one(self, slot: str) -> Artifact:
         """The single artifact of a slot."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,25 +14,37 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 class OptimizerConfig(Strict):
     """Optimizer and learning-rate schedule.
 
-    `adam` adds `weight_decay` to the gradient (L2), `adamw` decays the weights themselves.
+    `adam` adds `weight_decay` to the gradient (L2), `adamw`, `lars` and `lamb` decay the weights
+    themselves. `lars` and `lamb` scale the step of every tensor by the ratio of the norms of weight
+    and update; they leave norms and biases out of that. Betas and epsilon are PyTorch's defaults.
+
+    `lr` is the rate itself, or, with `lr_batch`, the rate for that many clips in a batch: it is
+    scaled to `batch_size` by `lr_rule` (Goyal et al. 2017, linear; Krizhevsky 2014, square root).
+
     The rate rises linearly over the warm-up (`warmup_steps`, else `warmup_epochs`), then follows
-    `schedule`: constant, cosine down to `min_lr_ratio` of `lr` at the end of training, or step:
-    times `gamma` at each of `milestones` (epochs). Betas and epsilon are PyTorch's defaults.
+    `schedule`: constant, cosine down to `min_lr_ratio` of `lr` at the end of training, step: times
+    `gamma` at each of `milestones` (epochs), or restarts: cosine periods of `restart_epochs`, each
+    `restart_factor` times as long as the one before (Loshchilov and Hutter 2017).
     """
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "lars", "lamb"] = "adam"
     lr: float = Field(1e-3, gt=0.0)
+    lr_batch: int | None = Field(None, ge=1, description="clips in a batch that lr is given for")
+    lr_rule: Literal["linear", "sqrt"] = "linear"
     weight_decay: NonNegative = 1e-5
     decay_norm_and_bias: bool = Field(True, description="False: no decay of norms and biases")
-    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="sgd only")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="sgd, lars")
     nesterov: bool = Field(False, description="sgd only")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="adam, adamw")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="adam, adamw, lamb")
+    trust_coefficient: float = Field(0.001, gt=0.0, description="lars only")
     warmup_epochs: NonNegative = 0.0
     warmup_steps: int | None = Field(None, ge=0, description="overrides warmup_epochs")
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    schedule: Literal["constant", "cosine", "step", "restarts"] = "constant"
     milestones: tuple[NonNegative, ...] = Field((), description="epochs, schedule step only")
     gamma: float = Field(0.1, gt=0.0, le=1.0, description="schedule step only")
-    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="schedule cosine only")
+    restart_epochs: float | None = Field(None, gt=0.0, description="schedule restarts only")
+    restart_factor: float = Field(1.0, ge=1.0, description="schedule restarts only")
+    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="schedules cosine and restarts")
 
     @model_validator(mode="after")
     def _fits_together(self) -> OptimizerConfig:
@@ -48,12 +60,42 @@ class OptimizerConfig(Strict):
 class CheckpointConfig(Strict):
     """When to save besides at a stop and at the end: by time, by optimizer steps, or both.
 
-    Ten minutes is about Young's optimum for a save of 5 s and a preemption every 4 h or rarer.
+    At most `minutes` of work can be lost; a save that would cost more than 1 % of the time is made
+    up to that much rarer, no more. Ten minutes is about Young's optimum for a save of 5 s and a
+    preemption every 4 h or rarer.
     """
 
     minutes: float | None = Field(10.0, gt=0.0)
     steps: int | None = Field(None, ge=1)
     keep: int = Field(2, ge=2, description="a damaged newest one needs another to fall back to")
+    keep_every: int | None = Field(
+        None, ge=1, description="checkpoints of multiples of this many steps are never deleted"
+    )
+    asynchronous: bool = Field(True, description="written while training goes on")
+
+
+class LossScaleConfig(Strict):
+    """Dynamic scaling of the fp16 loss (Micikevicius et al. 2018); PyTorch's defaults.
+
+    The scale is halved where a gradient overflows, which skips that step, and doubled after
+    `growth_interval` steps without one.
+    """
+
+    initial: float = Field(65536.0, gt=0.0)
+    growth_interval: int = Field(2000, ge=1)
+
+
+class ProfileConfig(Strict):
+    """Writes a torch trace of optimizer steps `first` to `last` (from 1) of rank 0."""
+
+    first: int = Field(10, ge=1)
+    last: int = Field(12, ge=1)
+
+    @model_validator(mode="after")
+    def _rises(self) -> ProfileConfig:
+        if self.last < self.first:
+            raise ValueError(f"last {self.last} lies before first {self.first}")
+        return self
 
 
 class TrainFields(Strict):
@@ -73,10 +115,31 @@ class TrainFields(Strict):
     batch_size: int = Field(ge=1)
     micro_batch: int = Field(ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[0, 1, 2] = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="to the CPU's memory: the optimizer's state; all: the weights too"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in backward instead of keeping them"
+    )
+    compile: bool = Field(False, description="torch.compile of the model")
+    channels_last: bool = Field(False, description="memory format of 3-D convolutions on CUDA")
+    sync_batch_norm: bool = Field(False, description="batch statistics over all ranks")
+    ema_decay: float | None = Field(
+        None, gt=0.0, lt=1.0, description="export a moving average of the weights"
+    )
     clip_grad: float | None = Field(None, gt=0.0, description="largest L2 norm of the gradient")
     deterministic: bool = Field(False, description="slower CUDA kernels that repeat bit by bit")
+    skip_non_finite: int = Field(
+        0,
+        ge=0,
+        description="steps in a row with a loss or gradient that is not finite to leave out",
+    )
+    deepspeed: dict[str, Any] = Field(
+        {}, description="further keys of DeepSpeed's configuration, as it documents them"
+    )
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: int = Field(2, ge=0, description="decoding processes a rank; 0: the rank, unprotected")
     read_seconds: float = Field(
@@ -86,6 +149,7 @@ class TrainFields(Strict):
         0.2, ge=0.0, le=1.0, description="of samples whose file cannot be read; more ends training"
     )
     log_every: int = Field(10, ge=1, description="optimizer steps between metrics")
+    profile: ProfileConfig | None = None
 
     @model_validator(mode="after")
     def _length_and_batch(self) -> TrainFields:
@@ -116,5 +180,5 @@ class TrainFields(Strict):
 
 # Dotted paths of fields that change how fast or how observably a stage trains, never the result.
 TRAIN_TRANSIENT = frozenset(
-    {"checkpoint", "workers", "read_seconds", "max_replaced_share", "log_every"}
+    {"checkpoint", "workers", "read_seconds", "max_replaced_share", "log_every", "profile"}
 )

@@ -25,7 +25,9 @@ class Trainable(Protocol):
     """A `torch.nn.Module` that the loop can train.
 
     It may also have `set_epoch(epoch: int)`, called before the first step of every epoch and after
-    a resume, and `after_step(step: int)`, called after each optimizer step.
+    a resume, and `after_step(step: int)`, called after each optimizer step. An attribute
+    `spans_ranks = True` says that its loss changes with the number of ranks (negatives gathered
+    over all, for example): a training does not go on with another number of them then.
     """
 
     def loss(self, batch: Batch) -> LossOutput:
