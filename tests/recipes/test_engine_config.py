@@ -13,7 +13,8 @@ from torch import nn
 from recipes.contract import ConfigurationError
 from recipes.engine import distributed
 from recipes.engine.config import CheckpointConfig, OptimizerConfig, TrainFields
-from recipes.engine.deepspeed_engine import ds_config, prepare_environment
+from recipes.engine.deepspeed_engine import prepare_environment
+from recipes.engine.ds_config import ds_config
 from recipes.engine.optim import build, param_groups
 from recipes.engine.schedule import lr_factor, total_steps
 from tests.recipes.engine_worker import make_context
@@ -30,8 +31,8 @@ def fields(**changes) -> TrainFields:
         ({"max_steps": 5}, "give epochs or max_steps"),
         ({"batch_size": 9}, "multiple of micro_batch 2"),
         ({"epochs": 0}, "greater than or equal to 1"),
-        ({"zero_stage": 3}, "0, 1 or 2"),
-        ({"precision": "fp16"}, "'fp32' or 'bf16'"),
+        ({"zero_stage": 4}, "0, 1, 2 or 3"),
+        ({"precision": "fp8"}, "'fp32', 'bf16' or 'fp16'"),
         ({"optimizer": {"schedule": "step"}}, "needs milestones"),
         ({"optimizer": {"milestones": [1]}}, "no effect"),
         ({"optimizer": {"schedule": "step", "milestones": [2, 1]}}, "must rise"),
