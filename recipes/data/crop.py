@@ -75,5 +75,7 @@ def _unchanged(table: VideoTable, row: int) -> Path:
         raise InputError(f"{path}: {error.strerror or error}") from error
     late = abs(found.st_mtime_ns - int(table.mtimes_ns[row])) > _CLOCK_SLACK_NS
     if found.st_size != int(table.bytes[row]) or late:
-        raise InputError(f"{path}: changed since it was indexed")
+        raise InputError(
+            f"{path}: changed since it was indexed; raise `version` of this data set in the recipe"
+        )
     return path

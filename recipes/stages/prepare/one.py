@@ -153,7 +153,7 @@ def _digest(task: Task) -> str:
     try:
         found = task.source.stat()
         if (found.st_size, found.st_mtime_ns) != (task.bytes, task.mtime_ns):
-            raise EncodeError("changed since it was indexed: submit with --rescan", damaged=True)
+            raise EncodeError("changed since it was indexed: raise data.version", damaged=True)
         return task.sha256 or fsio.sha256_file(task.source)
     except OSError as error:
         raise EncodeError(f"cannot be read ({error.strerror or error})", damaged=True) from error

@@ -49,7 +49,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: not a readable table of videos ({error})") from error
     if lacking := {"checked", "mendable", "sha256"} - set(table.columns):
         lacks = ", ".join(sorted(lacking))
-        raise InputError(f"{path}: lacks {lacks}: index the data again (submit with --rescan)")
+        raise InputError(f"{path}: lacks {lacks}: index the data again: raise data.version")
     return table
 
 
