@@ -12,6 +12,7 @@ from orchestrator.store import SCHEMA_VERSION, Store
 
 if TYPE_CHECKING:
     from cluster.contract import Executor
+    from orchestrator.checkup import Check
     from orchestrator.logs import LogLine
     from orchestrator.plan import Plan
     from orchestrator.status import RunStatus
@@ -80,6 +81,16 @@ def show_names(what: str, rows: Sequence[tuple[str, str]], *, as_json: bool) -> 
     from orchestrator.view import emit, table
 
     return emit(table([what, "about"], rows), sys.stdout)
+
+
+def show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
+    """What `doctor` found."""
+    if as_json:
+        found = [asdict(check) for check in checks]
+        return print_json({"schema_version": SCHEMA_VERSION, "checks": found})
+    from orchestrator.view import checks_view, emit
+
+    return emit(checks_view(checks), sys.stdout)
 
 
 def show_cancelled(run_id: str, names: Sequence[str], *, as_json: bool) -> None:

@@ -303,6 +303,20 @@ def ui(
     return serve(uri, port=port, say=functools.partial(print, flush=True))
 
 
+@command(app, "doctor", "doctor --store /scratch/runs --json")
+def doctor(as_json: Json = False, store: StoreOption = None) -> int:
+    """Look at what this machine has; changes nothing.
+
+    Packages, decoders, store, scheduler; the exit code is 3 if something cannot work.
+    """
+    from orchestrator import answers
+    from orchestrator.checkup import check_up
+
+    checks = check_up(_store(store))
+    answers.show_checks(checks, as_json=as_json)
+    return 3 if any(check.state == "failed" for check in checks) else 0
+
+
 @command(app, "schema > recipe.schema.json", "schema -o .vscode/recipe.schema.json")
 def schema(
     output: Annotated[

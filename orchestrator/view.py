@@ -17,6 +17,7 @@ from orchestrator.groups import collapsed, counted, grouped, name_of
 
 if TYPE_CHECKING:
     from cluster.contract import Resources
+    from orchestrator.checkup import Check
     from orchestrator.handover import SubmittedRun, SubmittedStage
     from orchestrator.planned import Plan, PlannedStage
     from orchestrator.status import RunStatus, StageStatus
@@ -211,6 +212,16 @@ def _together(parts: Sequence[StageStatus]) -> Mapping[str, Any] | None:
         "steps": sum(one.get("steps") or 0 for one in reports),
         "seconds_left": max(left, default=None),
     }
+
+
+def checks_view(checks: Sequence[Check]) -> RenderableType:
+    """What was looked at on a machine, and what to do about it."""
+    styles = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+    rows: list[list[Cell]] = [
+        [one.name, Text(one.state, style=styles[one.state]), one.found, one.advice]
+        for one in checks
+    ]
+    return table(["what", "state", "found", "advice"], rows)
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ Invoke = Callable[..., Result]
 
 COMMANDS = (
     *("validate", "plan", "submit", "status", "logs"),
-    *("resume", "cancel", "list", "ui", "schema"),
+    *("resume", "cancel", "list", "ui", "doctor", "schema"),
 )
 
 RECIPE = """\
@@ -410,3 +410,26 @@ def test_shipped_recipes_are_listed_with_a_sentence_and_found_by_name(orchestrat
     assert {"quickstart", "dpc_folder", "dpc_ucf101", "dpc_k400"} <= set(about)
     assert all(text.endswith(".") and not text.startswith("orchestrate") for text in about.values())
     assert orchestrate("validate", "quickstart").exit_code == 0
+
+
+def test_the_doctor_says_which_ffmpeg_each_decoder_carries_and_what_to_do(
+    orchestrate: Invoke, store: Path
+) -> None:
+    result = orchestrate("doctor", "--json")
+    assert result.exit_code == 0, result.stderr
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert "FFmpeg 4.1" in checks["decoder decord"]["found"]
+    assert checks["decoder decord"]["state"] == "warning"
+    assert "data.prepare" in checks["decoder decord"]["advice"]
+    assert str(store) in checks["store"]["found"]
+    assert "decoder decord" in orchestrate("doctor").stdout
+    assert not store.exists()
+
+
+def test_the_doctor_fails_where_the_store_cannot_be_written(
+    orchestrate: Invoke, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    result = orchestrate("doctor", "--store", str(tmp_path / "file"))
+    assert result.exit_code == 3
+    assert "cannot write" in result.stdout
