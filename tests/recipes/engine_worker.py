@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def run_job(job: Mapping[str, Any], rank: int) -> int:
     return 0
 
 
-def main() -> None:
+def main(run: Callable[[Mapping[str, Any], int], int] = run_job) -> None:
     """Run one rank of every job in a fork and print the exit codes as JSON."""
     rank, jobs = int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     import torch._dynamo  # what DeepSpeed's start takes longest to import
@@ -204,13 +204,13 @@ def main() -> None:
             continue
         child = os.fork()
         if child == 0:
-            _enter(job, rank)
+            _enter(run, job, rank)
         _, status = os.waitpid(child, 0)
         codes.append(os.waitstatus_to_exitcode(status))
     print(json.dumps(codes), flush=True)
 
 
-def _enter(job: Mapping[str, Any], rank: int) -> None:
+def _enter(run: Callable[[Mapping[str, Any], int], int], job: Mapping[str, Any], rank: int) -> None:
     code = 70
     try:
         os.environ.update(
@@ -223,7 +223,7 @@ def _enter(job: Mapping[str, Any], rank: int) -> None:
             ORCHESTRATE_FAULT_RANK=str(job.get("fault_rank", 0)),
             ORCHESTRATE_RESTART_COUNT=str(job.get("restart", 0)),
         )
-        code = run_job(job, rank)
+        code = run(job, rank)
     except BaseException as error:
         print(f"rank {rank}, {job['folder']}: {error!r}", file=sys.stderr, flush=True)
     finally:
@@ -238,17 +238,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_jobs(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> list[list[int | None]]:
+def run_jobs(
+    folder: Path, jobs: Sequence[Mapping[str, Any]], worker: str = __file__
+) -> list[list[int | None]]:
     """Run jobs one after the other; returns for each the exit codes of its ranks.
 
-    A negative code is the signal that killed the rank.
+    A negative code is the signal that killed the rank. `worker` is a script that calls `main` with
+    what a rank does for a job.
     """
     path = folder / f"jobs-{time.monotonic_ns()}.json"
     path.write_text(json.dumps([{**job, "port": free_port()} for job in jobs]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(path)],
+            [sys.executable, worker, str(rank), str(path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
