@@ -1,0 +1,207 @@
+"""Momentum encoder, queue and shuffled batch norm, by themselves and through the real loop."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.contract import ConfigurationError
+from recipes.models.momentum import FeatureQueue, MomentumEncoder, encode_shuffled, momentum_at
+from tests.recipes import momentum_worker
+from tests.recipes.engine_worker import run_jobs
+from tests.recipes.momentum_worker import LENGTH, STEPS
+
+STOPPED, KILLED = 75, -9
+WORLDS = (1, 2)
+
+
+def test_the_copy_follows_by_the_momentum_and_has_no_parameters():
+    torch.manual_seed(0)
+    online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    slow = MomentumEncoder(online)
+    assert not list(slow.parameters())
+    before = slow.network[0].weight.clone()
+    assert torch.equal(before, online[0].weight)
+    with torch.no_grad():
+        online[0].weight.add_(1.0)
+    slow.update(0.75)
+    torch.testing.assert_close(slow.network[0].weight, before + 0.25)
+
+
+def test_the_copy_encodes_with_its_own_weights_and_statistics_and_without_gradient():
+    torch.manual_seed(0)
+    online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    slow = MomentumEncoder(online)
+    inputs = torch.randn(5, 3)
+    assert torch.equal(slow(inputs), online(inputs))
+    assert not slow(inputs).requires_grad
+    assert slow.network[1].num_batches_tracked == 2
+    assert online[1].num_batches_tracked == 1
+
+
+def test_the_copy_of_a_recurrent_network_follows_too():
+    torch.manual_seed(0)
+    online = nn.GRU(3, 4)
+    slow = MomentumEncoder(nn.Sequential(online, _First()))
+    with torch.no_grad():
+        online.weight_ih_l0.add_(1.0)
+    inputs = torch.randn(5, 2, 3)
+    assert not torch.equal(slow(inputs), online(inputs)[0])
+    slow.update(0.0)
+    torch.testing.assert_close(slow(inputs), online(inputs)[0])
+
+
+class _First(nn.Module):
+    def forward(self, outputs):
+        return outputs[0]
+
+
+def test_weights_that_are_shared_stay_shared_in_the_copy():
+    layer = nn.Linear(2, 2)
+    slow = MomentumEncoder(nn.Sequential(layer, layer))
+    assert slow.network[0].weight is slow.network[1].weight
+    slow.update(0.5)
+
+
+def test_the_momentum_rises_by_half_a_cosine_from_its_first_value_to_one():
+    assert momentum_at(0, 100, 0.994) == pytest.approx(0.994)
+    assert momentum_at(50, 100, 0.994) == pytest.approx(0.997)
+    assert momentum_at(25, 100, 0.994) == pytest.approx(1 - 0.006 * (1 + math.sqrt(0.5)) / 2)
+    assert momentum_at(100, 100, 0.994) == 1.0
+
+
+def test_the_queue_is_a_ring_that_starts_with_normalized_noise():
+    torch.manual_seed(0)
+    queue = FeatureQueue(6, 2)
+    torch.testing.assert_close(queue.features.norm(dim=1), torch.ones(6))
+    first = queue.features.clone()
+    for n in range(4):
+        queue.hold(torch.full((2, 2), float(n)))
+        queue.enqueue()
+        if n == 1:
+            assert torch.equal(queue.features[4:], first[4:])
+    assert queue.features[:, 0].tolist() == [3, 3, 1, 1, 2, 2]
+    assert queue.pointer == 2
+
+
+def test_keys_of_a_step_enter_in_the_order_of_its_micro_batches():
+    queue = FeatureQueue(8, 1)
+    queue.hold(torch.tensor([[0.0], [1.0]]))
+    queue.hold(torch.tensor([[2.0], [3.0]]))
+    queue.enqueue()
+    assert queue.features[:4, 0].tolist() == [0, 1, 2, 3]
+    assert queue.pointer == 4
+
+
+def test_a_key_that_is_not_finite_leaves_the_queue_as_it_was():
+    queue = FeatureQueue(4, 1)
+    before = queue.features.clone()
+    queue.hold(torch.tensor([[1.0], [math.nan]]))
+    queue.enqueue()
+    assert torch.equal(queue.features, before)
+    assert queue.pointer == 0
+    queue.hold(torch.tensor([[1.0], [2.0]]))
+    queue.enqueue()
+    assert queue.features[:2, 0].tolist() == [1, 2]
+
+
+def test_a_length_that_is_no_multiple_of_the_batch_is_refused():
+    queue = FeatureQueue(6, 1)
+    queue.hold(torch.zeros(4, 1))
+    with pytest.raises(ConfigurationError, match="queue of 6 is no multiple of the 4 keys"):
+        queue.enqueue()
+
+
+def test_on_one_rank_nothing_is_shuffled():
+    rows = torch.arange(4.0)
+    assert torch.equal(encode_shuffled(lambda given: given.cumsum(0), rows), rows.cumsum(0))
+
+
+class Runs(NamedTuple):
+    folder: Path
+    first: dict[str, list[int | None]]
+    second: dict[str, list[int | None]]
+
+    def end(self, name: str, rank: int) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(self.folder / name / f"end-{rank}.pt")
+        return loaded
+
+
+def job(folder: Path, world_size: int, **changes: Any) -> dict[str, Any]:
+    config = {
+        "max_steps": STEPS,
+        "batch_size": 8,
+        "micro_batch": 2,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+        "checkpoint": {"minutes": None, "steps": 2},
+    }
+    return {"folder": str(folder), "world_size": world_size, "config": config, **changes}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every training alone, and interrupted (stopped at a step, killed) and resumed."""
+    folder = tmp_path_factory.mktemp("momentum")
+    first, second = {}, {}
+    for world in WORLDS:
+        whole, stopped, killed = (f"{kind}-{world}" for kind in ("alone", "stopped", "killed"))
+        first[whole] = job(folder / whole, world)
+        first[stopped] = job(folder / stopped, world, stop_at=3)
+        first[killed] = job(folder / killed, world, fault="step:5", fault_rank=world - 1)
+        for name in (stopped, killed):
+            second[name] = job(folder / name, world, restart=1)
+    second["shuffle"] = job(folder / "shuffle", 2, shuffle=True)
+    for name in [*first, "shuffle"]:
+        (folder / name).mkdir()
+    codes = run_jobs(folder, [*first.values(), *second.values()], momentum_worker.__file__)
+    return Runs(
+        folder,
+        dict(zip(first, codes[: len(first)], strict=True)),
+        dict(zip(second, codes[len(first) :], strict=True)),
+    )
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("kind", ["stopped", "killed"])
+def test_an_interrupted_training_ends_bit_by_bit_as_one_left_alone(runs, kind, world):
+    name = f"{kind}-{world}"
+    assert (STOPPED if kind == "stopped" else KILLED) in runs.first[name]
+    assert runs.second[name] == [0] * world
+    for rank in range(world):
+        resumed, whole = runs.end(name, rank)["state"], runs.end(f"alone-{world}", rank)["state"]
+        assert resumed.keys() == whole.keys()
+        different = [key for key, value in whole.items() if not torch.equal(resumed[key], value)]
+        assert not different
+
+
+def test_what_is_compared_has_queue_pointer_and_slow_weights(runs):
+    state = runs.end("alone-1", 0)["state"]
+    names = {"queue.features", "queue.pointer", "momentum.network.0.weight"}
+    assert names <= state.keys()
+    assert state["queue.pointer"] == STEPS * 8 % LENGTH
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_queue_is_equal_on_all_ranks_and_has_the_last_keys_in_order(runs, world):
+    assert runs.first[f"alone-{world}"] == [0] * world
+    ends = [runs.end(f"alone-{world}", rank) for rank in range(world)]
+    turns = zip(*(end["keys"] for end in ends), strict=True)
+    keys = torch.cat([keys for turn in turns for keys in turn])
+    assert len(keys) == STEPS * 8
+    for end in ends:
+        assert torch.equal(end["state"]["queue.features"], keys[-LENGTH:])
+
+
+def test_shuffled_encoding_mixes_the_ranks_and_gives_every_row_back_in_its_place(runs):
+    assert runs.second["shuffle"] == [0, 0]
+    ends = [torch.load(runs.folder / "shuffle" / f"{rank}.pt") for rank in range(2)]
+    for rank, end in enumerate(ends):
+        assert end["encoded"].flatten().tolist() == [30 * rank, 30 * rank + 10, 30 * rank + 20]
+    given = [set(end["given"].flatten().tolist()) for end in ends]
+    assert given[0] | given[1] == set(range(6))
+    assert given[0] not in ({0, 1, 2}, {3, 4, 5})
