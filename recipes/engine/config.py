@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from recipes.config import Strict
+from recipes.engine.ds_keys import DeepSpeedKeys
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 
@@ -50,10 +51,43 @@ class OptimizerConfig(Strict):
     def _fits_together(self) -> OptimizerConfig:
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule step needs milestones: the epochs at which the rate drops")
-        if self.schedule != "step" and self.milestones:
-            raise ValueError(f"milestones have no effect with schedule {self.schedule}")
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError("milestones must rise")
+        if self.schedule == "restarts" and self.restart_epochs is None:
+            raise ValueError(
+                "schedule restarts needs restart_epochs: the length of the first period"
+            )
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _all_has_an_effect(self) -> OptimizerConfig:
+        """A key that would do nothing is a mistake, if only about another key."""
+        name, schedule = f"optimizer {self.name}", f"schedule {self.schedule}"
+        idle = [
+            ("milestones", bool(self.milestones) and self.schedule != "step", schedule),
+            (
+                "restart_epochs",
+                self.restart_epochs is not None and self.schedule != "restarts",
+                schedule,
+            ),
+            (
+                "restart_factor",
+                self.restart_factor != 1.0 and self.schedule != "restarts",
+                schedule,
+            ),
+            (
+                "min_lr_ratio",
+                self.min_lr_ratio != 0.0 and self.schedule not in ("cosine", "restarts"),
+                schedule,
+            ),
+            ("nesterov", self.nesterov and self.name != "sgd", name),
+            ("lr_rule", self.lr_rule != "linear" and self.lr_batch is None, "no lr_batch"),
+        ]
+        for key, found, because in idle:
+            if found:
+                raise ValueError(f"{key} has no effect with {because}: remove it")
         return self
 
 
@@ -72,6 +106,15 @@ class CheckpointConfig(Strict):
         None, ge=1, description="checkpoints of multiples of this many steps are never deleted"
     )
     asynchronous: bool = Field(True, description="written while training goes on")
+
+    @model_validator(mode="after")
+    def _kept_ones_are_written(self) -> CheckpointConfig:
+        if self.keep_every is not None and (self.steps is None or self.keep_every % self.steps):
+            raise ValueError(
+                f"keep_every {self.keep_every} needs steps, of which it is a multiple: checkpoints "
+                f"at other steps are not written, for example steps: {self.keep_every}"
+            )
+        return self
 
 
 class LossScaleConfig(Strict):
@@ -137,8 +180,9 @@ class TrainFields(Strict):
         ge=0,
         description="steps in a row with a loss or gradient that is not finite to leave out",
     )
-    deepspeed: dict[str, Any] = Field(
-        {}, description="further keys of DeepSpeed's configuration, as it documents them"
+    deepspeed: DeepSpeedKeys = Field(
+        DeepSpeedKeys(),
+        description="further keys of DeepSpeed's configuration, as it documents them",
     )
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: int = Field(2, ge=0, description="decoding processes a rank; 0: the rank, unprotected")
@@ -158,6 +202,52 @@ class TrainFields(Strict):
         if self.batch_size % self.micro_batch:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}"
+            )
+        steps = self.max_steps
+        if self.profile is not None and steps is not None and self.profile.last > steps:
+            raise ValueError(f"profile.last {self.profile.last} lies behind max_steps {steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _precision_fits(self) -> TrainFields:
+        if self.loss_scale != LossScaleConfig() and self.precision != "fp16":
+            raise ValueError(
+                f"loss_scale has no effect with precision {self.precision}: only fp16 needs it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _zero_stage_fits(self) -> TrainFields:
+        """What depends on whether ZeRO holds optimizer state (1), gradients (2), weights (3)."""
+        stage = self.zero_stage
+        if self.offload == "optimizer" and stage == 0:
+            raise ValueError("offload optimizer needs zero_stage 1, 2 or 3; here it is 0")
+        if self.offload == "all" and stage != 3:
+            raise ValueError(
+                f"offload all moves weights, so it needs zero_stage 3; here it is {stage}"
+            )
+        if self.optimizer.name in ("lars", "lamb") and stage:
+            raise ValueError(
+                f"optimizer {self.optimizer.name} needs zero_stage 0; here it is {stage}: ZeRO "
+                "joins tensors into one, so the norms of single tensors that it goes by are gone"
+            )
+        if self.ema_decay is not None and stage == 3:
+            raise ValueError(
+                "ema_decay needs zero_stage 0, 1 or 2; here it is 3: no rank has the whole weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_has_an_effect(self) -> TrainFields:
+        keys = self.deepspeed
+        if keys.zero_optimization is not None and not self.zero_stage:
+            raise ValueError(
+                "deepspeed.zero_optimization has no effect with zero_stage 0: remove it"
+            )
+        if keys.communication_data_type and self.zero_stage and self.precision != "fp32":
+            raise ValueError(
+                "deepspeed.communication_data_type has no effect with zero_stage "
+                f"{self.zero_stage} and precision {self.precision}: gradients go as fp32; remove it"
             )
         return self
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from recipes.engine import deepspeed_engine, distributed, faults, optim, state
 from recipes.engine.config import TrainFields
 from recipes.engine.contract import Batches, TrainOutcome
 from recipes.engine.resume import Saver
-from recipes.engine.schedule import lr_factor, total_steps
+from recipes.engine.schedule import base_lr, lr_factor, total_steps
 from recipes.engine.speed import Speed
 
 _REPLACED = "data/replaced"  # share of samples whose file could not be read
@@ -90,9 +89,17 @@ class _Training:
         self._total = total_steps(config, self._source.steps_per_epoch)
         self._accumulation = config.accumulation(ctx.world_size)
         self._speed = Speed(config.batch_size)
-        self._saved_at = time.monotonic()
 
     def run(self) -> TrainOutcome:
+        """Train to the end; see `train`."""
+        try:
+            return self._run()
+        finally:
+            self._saver.close()
+
+    def _run(self) -> TrainOutcome:
+        if self._step < self._total:
+            self._saver.check_space()
         micro_batches = iter(self._source)
         while True:
             self._end_epoch()
@@ -115,9 +122,11 @@ class _Training:
         norm = self._engine.gradient_norm()
         values = [*losses, *([] if norm is None else [float(norm)])]
         broken = not all(math.isfinite(value) for value in values)
-        stop, broken_anywhere, due = distributed.any_of(
-            [self._ctx.stop_requested(), broken, self._save_due()]
+        stop, broken_anywhere, due, writing = distributed.any_of(
+            [self._ctx.stop_requested(), broken, self._saver.due(), self._saver.pending]
         )
+        if not writing:
+            self._saver.settle()
         if broken_anywhere:
             self._diverged(rows if broken else [])
         lr = self._lr()
@@ -131,11 +140,11 @@ class _Training:
         self._log(lr, step_norm if norm is None else float(norm))
         self._report(losses[-1])
         if stop:
-            self._save()
+            self._save(wait=True)
             raise Preempted(self._step)
         every = self._config.checkpoint.steps or self._total
         if due or self._step % every == 0 or self._step == self._total:
-            self._save()
+            self._save(wait=self._step == self._total)
 
     def _accumulate(self, micro_batches: Iterator[Batch]) -> tuple[list[float], list[Tensor]]:
         """Run the micro-batches of one step; returns their losses and table rows."""
@@ -159,7 +168,8 @@ class _Training:
     def _lr(self) -> float:
         optimizer = self._config.optimizer
         per_epoch = self._source.steps_per_epoch
-        return optimizer.lr * lr_factor(optimizer, self._step, self._total, per_epoch)
+        rate = base_lr(optimizer, self._config.batch_size)
+        return rate * lr_factor(optimizer, self._step, self._total, per_epoch)
 
     def _log(self, lr: float, norm: float | None) -> None:
         if self._step % self._config.log_every and self._step != self._total:
@@ -200,28 +210,21 @@ class _Training:
         try:
             metrics = self._on_epoch(math.ceil(self._step / self._source.steps_per_epoch))
         except Preempted:
-            self._save()
+            self._save(wait=True)
             raise Preempted(self._step) from None
         self._evaluated = self._step
         if metrics:
             self._ctx.log_metrics(self._step, metrics)
 
-    def _save_due(self) -> bool:
-        minutes = self._config.checkpoint.minutes
-        if minutes is None or not distributed.is_main():
-            return False
-        return time.monotonic() - self._saved_at >= 60 * minutes
-
-    def _save(self) -> None:
-        # As text, equal content is equal bytes, which pickled strings are not after a resume.
+    def _save(self, *, wait: bool) -> None:
+        # As text, so that the background writes what it was now.
         logged = {"metrics": self._metrics, "history": self._history.state()}
         loop = {
             "meter": self._meter.state(),
             "logged": json.dumps(logged),
             "evaluated": self._evaluated,
         }
-        self._saver.save(self._step, loop)
-        self._saved_at = time.monotonic()
+        self._saver.save(self._step, loop, wait=wait)
 
     def _load(self, loop: Mapping[str, Any]) -> None:
         self._meter.load(loop["meter"], self._device)
@@ -231,6 +234,7 @@ class _Training:
         self._evaluated = int(loop["evaluated"])
 
     def _diverged(self, rows: Sequence[Tensor]) -> None:
+        self._saver.finish()
         own = torch.cat([*rows]) if rows else torch.empty(0, dtype=torch.int64)
         everywhere = sorted(set(distributed.gather_rows(own).tolist()))
         raise DivergedError(
