@@ -17,7 +17,8 @@ class OptimizerConfig(Strict):
 
     `adam` adds `weight_decay` to the gradient (L2), `adamw`, `lars` and `lamb` decay the weights
     themselves. `lars` and `lamb` scale the step of every tensor by the ratio of the norms of weight
-    and update; they leave norms and biases out of that. Betas and epsilon are PyTorch's defaults.
+    and update; they leave norms and biases out of that. Betas and epsilon are PyTorch's defaults,
+    for `lamb` its authors'.
 
     `lr` is the rate itself, or, with `lr_batch`, the rate for that many clips in a batch: it is
     scaled to `batch_size` by `lr_rule` (Goyal et al. 2017, linear; Krizhevsky 2014, square root).

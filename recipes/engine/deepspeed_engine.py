@@ -30,7 +30,7 @@ def start(
     """
     settings = ds_config(config, distributed.world_size())
     deepspeed = import_deepspeed(device)
-    optimizer = optim.build(groups, config.optimizer)
+    optimizer = optim.build(groups, config.optimizer, config.batch_size)
     engine, _, _, _ = deepspeed.initialize(
         model=_Loss(model).to(device),
         optimizer=optimizer,

@@ -1,30 +1,42 @@
-"""Parameter groups and PyTorch optimizers from a recipe's optimizer section."""
+"""Parameter groups and optimizers from a recipe's optimizer section."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from recipes.engine.config import OptimizerConfig
+from recipes.engine.layerwise import Lamb, Lars
+from recipes.engine.schedule import base_lr
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
-    """Parameters that share a learning rate, `lr_ratio` times the recipe's, and a weight decay."""
+    """Parameters that share a learning rate, `lr_ratio` times the recipe's, and a weight decay.
+
+    `adapt` says whether LARS and LAMB scale the step by the norms; others know nothing of it.
+    """
 
     name: str
     params: tuple[nn.Parameter, ...]
     lr_ratio: float = 1.0
     weight_decay: float = 0.0
+    adapt: bool = True
 
 
 def param_groups(
     model: nn.Module, config: OptimizerConfig, lr_ratios: Mapping[str, float] | None = None
 ) -> list[ParamGroup]:
     """Split the trainable parameters of a model; every one is in exactly one group.
+
+    Norms and biases are told by the type of their module and by having at most one dimension,
+    which the weight of a convolution, a linear or a recurrent layer never has.
 
     Args:
         model: parameters without gradient are left out.
@@ -36,40 +48,71 @@ def param_groups(
         ValueError: a prefix matches no parameter, which would train at the wrong rate silently.
     """
     ratios = dict(lr_ratios or {})
-    found: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    layerwise = config.name in ("lars", "lamb")
+    norms = _of_norms(model)
+    found: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             prefix = max((p for p in ratios if name.startswith(p)), key=len, default="")
-            decays = config.decay_norm_and_bias or parameter.ndim > 1
-            found.setdefault((prefix, decays), []).append(parameter)
+            matrix = parameter.ndim > 1 and id(parameter) not in norms
+            key = prefix, config.decay_norm_and_bias or matrix, matrix or not layerwise
+            found.setdefault(key, []).append(parameter)
     names = [name for name, _ in model.named_parameters()]
     unused = sorted(p for p in ratios if not any(name.startswith(p) for name in names))
     if unused:
         raise ValueError(f"no parameter name begins with {', '.join(unused)}")
     return [
         ParamGroup(
-            name=(prefix or "all") + ("" if decays else " (no decay)"),
+            name=(prefix or "all") + _exempt(decays=decays, adapts=adapts),
             params=tuple(parameters),
             lr_ratio=ratios.get(prefix, 1.0),
             weight_decay=config.weight_decay if decays else 0.0,
+            adapt=adapts,
         )
-        for (prefix, decays), parameters in sorted(found.items(), key=lambda item: item[0])
+        for (prefix, decays, adapts), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
 
 
-def build(groups: Iterable[ParamGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over the groups, in its fused form, which a CPU has as well."""
-    parts = [
+def _of_norms(model: nn.Module) -> set[int]:
+    """Ids of the parameters of norms: those of a layer norm over a volume have its dimensions."""
+    modules = [module for module in model.modules() if isinstance(module, _NORMS)]
+    return {id(p) for module in modules for p in module.parameters(recurse=False)}
+
+
+def _exempt(*, decays: bool, adapts: bool) -> str:
+    """What a group is left out of, for its name."""
+    parts = [*([] if decays else ["no decay"]), *([] if adapts else ["not adapted"])]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def build(
+    groups: Iterable[ParamGroup], config: OptimizerConfig, batch_size: int
+) -> torch.optim.Optimizer:
+    """The optimizer over the groups; PyTorch's own in their fused form, which a CPU has as well.
+
+    `batch_size` is the global one, which the rate may be scaled to.
+    """
+    lr = base_lr(config, batch_size)
+    layerwise = config.name in ("lars", "lamb")
+    parts: list[dict[str, Any]] = [
         {
             "params": list(group.params),
-            "lr": config.lr * group.lr_ratio,
+            "lr": lr * group.lr_ratio,
             "weight_decay": group.weight_decay,
+            **({"adapt": group.adapt} if layerwise else {}),
         }
         for group in groups
     ]
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            parts, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
-        )
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(parts, lr=config.lr, betas=config.betas, fused=True)
+    match config.name:
+        case "sgd":
+            momentum, nesterov = config.momentum, config.nesterov
+            return torch.optim.SGD(parts, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+        case "lars":
+            trust = config.trust_coefficient
+            return Lars(parts, lr=lr, momentum=config.momentum, trust_coefficient=trust)
+        case "lamb":
+            return Lamb(parts, lr=lr, betas=config.betas)
+        case "adamw":
+            return torch.optim.AdamW(parts, lr=lr, betas=config.betas, fused=True)
+        case "adam":
+            return torch.optim.Adam(parts, lr=lr, betas=config.betas, fused=True)
