@@ -1,14 +1,16 @@
 """The commit protocol of checkpoints on disk: written aside, digested, renamed, verified; no torch.
 
 A checkpoint is the folder `step_<n>` with `manifest.json`, which holds size and SHA-256 of every
-other file. It is written as `step_<n>.tmp` and gets its name by one rename when all of it is on
-disk; it is deleted by renaming it to `.deleted` first. So whatever has the plain name was complete,
-and what is damaged afterwards is found by its digests.
+other file. It is written as `step_<n>.tmp`, in which every rank leaves its file and a note of that
+file's size and digest, and gets its name by one rename when all of it is on disk. It is deleted by
+renaming it to `.deleted` first. So whatever has the plain name was complete, and what is damaged
+afterwards is found by its digests.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -16,16 +18,18 @@ import shutil
 import stat
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster import fsio
 from recipes.contract import InputError
-from recipes.engine import faults
+from recipes.engine import faults, shards
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+_READERS = 8  # files verified at a time
 _NAME = re.compile(r"step_(\d{9})")
 _LEFTOVER = re.compile(r"step_\d{9}\.(tmp|deleted)")
 _SET_ASIDE = re.compile(r"step_\d{9}\.bad\d+")
@@ -74,43 +78,46 @@ def begin(directory: Path, step: int) -> Path:
     return folder
 
 
-def sync_file(path: Path) -> None:
-    """Flush one file to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def note_written(folder: Path, rank: int, written: shards.Written) -> None:
+    """Leave word for rank 0 that this rank's file is on disk, with its size and digest."""
+    fsio.write_json(folder / _note_name(rank), dataclasses.asdict(written))
 
 
 def commit(
-    directory: Path, step: int, description: Mapping[str, Any], keep: int, save_number: int = 0
+    directory: Path,
+    step: int,
+    description: Mapping[str, Any],
+    *,
+    ranks: int,
+    keep: int,
+    keep_every: int | None = None,
+    save_number: int = 0,
 ) -> Path:
-    """Digest, flush and rename a complete temporary folder, then delete all but the newest `keep`.
+    """List and rename a complete temporary folder, then delete what need not stay.
 
-    By rank 0, after every rank has written its files.
+    By rank 0, after every rank has written its file and left word of it.
 
     Args:
         directory: where checkpoints lie.
         step: optimizer step it was taken after.
         description: plain JSON kept in the manifest beside step and files.
+        ranks: that wrote.
         keep: committed checkpoints that stay.
+        keep_every: those of multiples of this many steps stay for good.
         save_number: counts the saves of this process, for `faults`.
+
+    Raises:
+        OSError: it cannot be committed; nothing has been deleted.
     """
     folder = directory / temporary_name_of(step)
-    files = {}
-    for path in sorted(folder.iterdir()):
-        path.chmod(fsio.PRIVATE_FILE)
-        sync_file(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": fsio.sha256_file(path)}
-    faults.hit("checkpoint.before_manifest", save_number)
     manifest = {
         **description,
         "schema_version": SCHEMA_VERSION,
         "step": step,
         "saved_at": time.time(),
-        "files": files,
+        "files": _collect(folder, ranks),
     }
+    faults.hit("checkpoint.before_manifest", save_number)
     manifest["digest"] = _digest(manifest)
     fsio.write_json(folder / MANIFEST, manifest)
     fsio.fsync_dir(folder)
@@ -118,17 +125,42 @@ def commit(
     final = directory / name_of(step)
     if final.exists():  # one of the same step that was not the one resumed from
         _delete(final)
+    faults.passage("checkpoint.rename")
     folder.rename(final)
     fsio.fsync_dir(directory)
     faults.hit("checkpoint.after_rename", save_number)
-    prune(directory, keep)
+    prune(directory, keep, keep_every)
     return final
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints."""
+def prune(directory: Path, keep: int, keep_every: int | None = None) -> None:
+    """Delete all committed checkpoints but the newest `keep` and multiples of `keep_every`."""
     for step in steps(directory)[:-keep]:
-        _delete(directory / name_of(step))
+        if keep_every is None or step % keep_every:
+            _delete(directory / name_of(step))
+
+
+def abandon(directory: Path, step: int) -> None:
+    """Remove what a save that failed has left."""
+    shutil.rmtree(directory / temporary_name_of(step), ignore_errors=True)
+
+
+def _note_name(rank: int) -> str:
+    return f"shard_{rank:05d}.done.json"
+
+
+def _collect(folder: Path, ranks: int) -> dict[str, dict[str, Any]]:
+    """Sizes and digests as the ranks noted them; the notes go, the sizes must be true."""
+    files = {}
+    for rank in range(ranks):
+        note = fsio.read_json(folder / _note_name(rank))
+        size = (folder / note["name"]).stat().st_size
+        if size != note["bytes"]:
+            raise OSError(f"{folder / note['name']} has {size} bytes, written were {note['bytes']}")
+        files[note["name"]] = {"bytes": note["bytes"], "sha256": note["sha256"]}
+    for rank in range(ranks):
+        (folder / _note_name(rank)).unlink()
+    return files
 
 
 def sweep(directory: Path) -> None:
@@ -189,8 +221,9 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
     for name in sorted(set(files) ^ present):
         fault = "is missing" if name in files else "does not belong to it"
         raise DamagedCheckpoint(f"{folder / name} {fault}")
-    for name, expected in sorted(files.items()):
-        _verify_file(folder / name, expected)
+    with ThreadPoolExecutor(_READERS) as pool:
+        expected = sorted(files.items())
+        list(pool.map(lambda item: _verify_file(folder / item[0], item[1]), expected))
     return manifest
 
 
@@ -208,7 +241,7 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def refuse_foreign(directory: Path, folder: Path) -> None:
-    """Refuse a checkpoint that somebody else could have put there: reading it runs code.
+    """Refuse a checkpoint that somebody else could have put there: whose results would it give?
 
     Raises:
         InputError: names the file and what to do.
@@ -219,8 +252,8 @@ def refuse_foreign(directory: Path, folder: Path) -> None:
             raise InputError(f"{path} is a symbolic link; checkpoints are loaded from files only")
         if status.st_uid != os.geteuid():
             raise InputError(
-                f"{path} belongs to user id {status.st_uid}, not to you ({os.geteuid()}); a "
-                "checkpoint can run code when loaded, so only your own are read"
+                f"{path} belongs to user id {status.st_uid}, not to you ({os.geteuid()}); "
+                "only checkpoints of your own are continued"
             )
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise InputError(

@@ -1,4 +1,4 @@
-"""Saving and restoring a training over all ranks: DeepSpeed's files, ours, and the commit."""
+"""Saving and restoring a training over all ranks, while it goes on."""
 
 from __future__ import annotations
 
@@ -6,77 +6,182 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recipes.contract import ConfigurationError, DivergedError, InputError, StageError
-from recipes.engine import checkpoint, distributed, faults, state
+from recipes.engine import (
+    checkpoint,
+    distributed,
+    faults,
+    fragments,
+    interval,
+    shards,
+    space,
+    state,
+)
 from recipes.engine.config import TrainFields
 from recipes.engine.deepspeed_engine import Engine
+from recipes.engine.reader import Reader
+from recipes.engine.writer import Background, Snapshot
 
 log = logging.getLogger(__name__)
 
+RETRY_SECONDS = 60.0  # after a save that failed; space may have come back
 _NOTHING, _REFUSED = -1, -2
 
 
+class SaveError(StageError):
+    """A checkpoint that must be there could not be written."""
+
+
+@dataclass(kw_only=True)
+class _Flight:
+    """A save under way: of which step, whether it must succeed, and how far it is."""
+
+    step: int
+    must: bool
+    began: float
+    committing: bool = False
+    stall_seconds: float = 0.0
+
+
 class Saver:
-    """Saves and restores one training in `directory`; every method is a collective of all ranks."""
+    """Saves and restores one training in `directory`.
+
+    A save is a copy to host memory, which training waits for, and writing in the background. When
+    no rank is `pending`, which the loop finds out together with other things, `settle` goes on to
+    the commit. At most one save is under way.
+    """
 
     def __init__(self, directory: Path, engine: Engine, config: TrainFields) -> None:
         self._directory = directory
         self._engine = engine
         self._config = config
+        self._snapshot, self._background = Snapshot(self._raw.device), Background()
+        self._flight: _Flight | None = None
+        self._costs: list[interval.Cost] = []
         self._saves = 0
         self._committed: int | None = None
+        self._last, self._failed = time.monotonic(), False
+
+    @property
+    def _raw(self) -> Any:
+        return self._engine._engine
+
+    @property
+    def pending(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._background.running
+
+    def due(self) -> bool:
+        """Whether it is time for a save, on rank 0; never on the others."""
+        minutes = self._config.checkpoint.minutes
+        if minutes is None or self._flight is not None or not distributed.is_main():
+            return False
+        seconds = interval.seconds_between(minutes, self._costs)
+        passed = time.monotonic() - self._last
+        return passed >= (min(seconds, RETRY_SECONDS) if self._failed else seconds)
 
     def restore(self) -> tuple[int, dict[str, Any] | None]:
         """Load the newest valid checkpoint; returns its step and the loop's data of this rank.
 
-        Step 0 and None where nothing was ever committed; None where ranks were added.
+        A collective of all ranks, before the first step. Step 0 and None where nothing was ever
+        committed.
 
         Raises:
-            InputError: there are checkpoints and none may be used.
-            ConfigurationError: it was saved by another number of ranks and ZeRO split it.
+            InputError: there are checkpoints and none may be used, or it does not fit the model.
+            ConfigurationError: it was saved by another number of ranks, on which the loss depends.
         """
         step, ranks = self._choose()
         if step == _NOTHING:
             return 0, None
         self._check_ranks(step, ranks)
         folder = self._directory / checkpoint.name_of(step)
-        self._engine.load(self._directory, folder.name)
+        reader = Reader(folder, ranks)
+        reader.refuse_misfit(fragments.shapes(self._engine.model))
+        loop = self._load(reader, step, ranks)
         self._committed = step
         log.info("resumed from %s", folder)
-        if distributed.rank() >= ranks:
-            return step, None
-        return step, state.read_rank_state(folder, self._engine.model)
+        return step, loop
 
-    def save(self, step: int, loop: Mapping[str, Any]) -> None:
-        """Commit a checkpoint of `step`, unless it is the one committed last.
+    def check_space(self) -> None:
+        """See beforehand whether the checkpoints to come have room; all ranks, before training.
+
+        Raises:
+            InputError: not even one has; names folder, needed and free.
+        """
+        refused = False
+        if distributed.is_main():
+            size = space.estimated_bytes(
+                self._engine.model, self._config.optimizer, distributed.world_size()
+            )
+            present = len(checkpoint.steps(self._directory))
+            needed = size * max(1, self._config.checkpoint.keep + 1 - present)
+            refused = space.is_too_little(self._directory, size, needed)
+        if distributed.agree(refused):
+            raise InputError(
+                f"{self._directory}: no room for a checkpoint; the log of rank 0 has needed and "
+                "free. Make room or move the store"
+            )
+
+    def save(self, step: int, loop: Mapping[str, Any], *, wait: bool) -> None:
+        """Begin to save `step`, unless it is committed; a collective of all ranks.
+
+        Args:
+            step: optimizer steps taken.
+            loop: plain JSON of this rank's loop; its meter under `meter`.
+            wait: until it is committed, and take a failure for an error: else it is a warning.
 
         Raises:
             DivergedError: weights are not finite; the checkpoints before stay.
-            StageError: it could not be written; those before stay.
+            SaveError: it could not be written and `wait` was asked for; those before stay.
         """
-        if step == self._committed:
-            return
-        self._refuse_broken_weights(step)
-        self._saves += 1
         began = time.monotonic()
-        try:
-            self._write(step, loop)
-        except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(self._directory).free / 1e9
+        self.finish()  # the one before
+        if step != self._committed:
+            self._begin(step, loop, must=wait)
+        if self._flight is not None:
+            self._flight.stall_seconds += time.monotonic() - began
+        if wait or not self._config.checkpoint.asynchronous:
+            self.finish()
+
+    def settle(self) -> None:
+        """Go on with the save under way; a collective of all ranks, when none is pending.
+
+        Raises:
+            SaveError: it failed and had to succeed.
+        """
+        if self._flight is None:
+            return
+        began = time.monotonic()
+        error = self._background.wait()
+        if distributed.agree(error is not None):
+            self._fail(self._flight, error)
+        elif self._flight.committing:
+            self._settled(self._flight)
+        else:
+            self._flight.committing = True
             if distributed.is_main():
-                partial = self._directory / checkpoint.temporary_name_of(step)
-                shutil.rmtree(partial, ignore_errors=True)
-            raise RuntimeError(
-                f"cannot save step {step} in {self._directory} ({free:.1f} GB free): {error}. "
-                "Earlier checkpoints are untouched"
-            ) from error
-        self._committed = step
-        log.info("saved step %d in %.1f s", step, time.monotonic() - began)
+                self._background.start(partial(self._commit, self._flight.step))
+            self._flight.stall_seconds += time.monotonic() - began
+
+    def finish(self) -> None:
+        """Wait until the save under way is committed, if there is one; all ranks.
+
+        Raises:
+            SaveError: it failed and had to succeed.
+        """
+        while self._flight is not None:
+            self.settle()
+
+    def close(self) -> None:
+        """Let this rank's writing end, when training is over for whatever reason; no collective."""
+        self._background.wait()
 
     def _choose(self) -> tuple[int, int]:
         """Rank 0 looks and verifies, the others are told: (step, ranks that saved it)."""
@@ -98,49 +203,136 @@ class Saver:
 
     def _check_ranks(self, step: int, ranks: int) -> None:
         now = distributed.world_size()
-        if ranks != now and self._config.zero_stage:
+        if ranks == now:
+            return
+        if self._config.sync_batch_norm or getattr(self._engine.model, "spans_ranks", False):
             raise ConfigurationError(
-                f"step {step} was saved by {ranks} ranks with ZeRO stage "
-                f"{self._config.zero_stage}, which splits the optimizer's state over them; it "
-                f"cannot be continued by {now}. Ask for {ranks} ranks again (zero_stage 0 "
-                "continues on any number)"
+                f"step {step} was saved by {ranks} ranks and the loss depends on their number: "
+                f"it cannot be continued by {now}. Ask for {ranks} ranks again"
             )
-        if ranks != now:
-            log.warning(
-                "step %d was saved by %d ranks and is continued by %d: same weights, batches and "
-                "dropout, sums in another order",
-                step,
-                ranks,
-                now,
-            )
+        log.warning(
+            "step %d was saved by %d ranks and is continued by %d: same weights, batches and "
+            "dropout, sums in another order",
+            step,
+            ranks,
+            now,
+        )
 
-    def _refuse_broken_weights(self, step: int) -> None:
-        finite = all(bool(torch.isfinite(p).all()) for p in self._engine.model.parameters())
-        if distributed.agree(not finite):
+    def _load(self, reader: Reader, step: int, ranks: int) -> dict[str, Any]:
+        model, rank, now = self._engine.model, distributed.rank(), distributed.world_size()
+        held = fragments.slots(self._raw, model)
+        fragments.load(held, self._raw, reader.kinds, reader.fetch, reader.numbers())
+        reader.fill_buffers(model, rank)
+        self._raw.global_steps = step
+        self._raw.global_samples = step * self._config.batch_size
+        self._raw.micro_steps = step * self._config.accumulation(now)
+        if rank < ranks:
+            state.restore_random(reader.own("random", rank), reader.states[rank]["random"])
+        loops = [one["loop"] for one in reader.states]
+        return state.join_loops(loops, now) if now != ranks else loops[rank]
+
+    def _begin(self, step: int, loop: Mapping[str, Any], *, must: bool) -> None:
+        tensors, content = self._capture(step, loop)
+        self._refuse_broken_weights(step, tensors)
+        self._saves += 1
+        self._last, self._failed = time.monotonic(), False
+        self._flight = _Flight(step=step, must=must, began=self._last)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        (total,) = distributed.sum_ranks(torch.tensor([size], device=self._raw.device)).tolist()
+        error: OSError | None = None
+        folder = self._directory / checkpoint.temporary_name_of(step)
+        if distributed.is_main():
+            try:
+                checkpoint.begin(self._directory, step)
+                space.require(self._directory, total)
+            except OSError as problem:
+                error = problem
+        (failed,) = distributed.from_main([int(error is not None)])
+        if failed:
+            self._fail(self._flight, error)
+            return
+        faults.hit("checkpoint.begun", self._saves)
+        layout = self._snapshot.take(tensors)
+        self._background.start(partial(self._write, folder, layout, content))
+
+    def _refuse_broken_weights(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        weights = [value for key, value in tensors.items() if key.startswith("weight/")]
+        finite = [torch.isfinite(value).all() for value in weights]
+        if distributed.agree(bool(finite) and not bool(torch.stack(finite).all())):
             raise DivergedError(
                 f"weights are not finite after step {step}; the checkpoint before it is kept. "
                 "Lower optimizer.lr, lengthen the warm-up or set clip_grad"
             )
 
-    def _write(self, step: int, loop: Mapping[str, Any]) -> None:
-        temporary = self._directory / checkpoint.temporary_name_of(step)
-        if distributed.is_main():
-            checkpoint.begin(self._directory, step)
-        distributed.barrier()
-        faults.hit("checkpoint.begun", self._saves)
-        self._engine.save(self._directory, temporary.name)
+    def _capture(
+        self, step: int, loop: Mapping[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything this rank saves: tensors as they are, not copied, and plain JSON."""
+        model, rank = self._engine.model, distributed.rank()
+        optimizer = fragments.optimizer_of(self._raw)
+        held = fragments.slots(self._raw, model)
+        tensors, random = state.capture_random()
+        tensors = {f"random/{name}": value for name, value in tensors.items()}
+        tensors |= {f"buffer/{name}": value for name, value in model.named_buffers()}
+        scalars = {}
+        for slot in fragments.share_out(held, rank, distributed.world_size()):
+            for kind, values in fragments.tensors(slot, optimizer).items():
+                tensors[shards.fragment_key(kind, slot.start, slot.name)] = values
+            scalars[slot.name] = fragments.scalars(slot, optimizer)
+        content = {
+            "step": step,
+            "parameters": fragments.shapes(model),
+            "scalars": scalars,
+            "random": random,
+            "loop": dict(loop),
+        }
+        return tensors, content
+
+    def _write(
+        self, folder: Path, layout: Mapping[str, shards.Stored], content: Mapping[str, Any]
+    ) -> None:
+        rank = distributed.rank()
+        path = folder / shards.file_name(rank)
+        written = shards.write(path, layout, self._snapshot.data(), content)
         faults.hit("checkpoint.half_written", self._saves)
-        checkpoint.sync_file(state.write_rank_state(temporary, self._engine.model, loop))
-        distributed.barrier()
+        checkpoint.note_written(folder, rank, written)
+
+    def _commit(self, step: int) -> None:
+        checkpoint.commit(
+            self._directory,
+            step,
+            self._description(),
+            ranks=distributed.world_size(),
+            keep=self._config.checkpoint.keep,
+            keep_every=self._config.checkpoint.keep_every,
+            save_number=self._saves,
+        )
+
+    def _settled(self, flight: _Flight) -> None:
+        self._flight, self._committed = None, flight.step
+        seconds = time.monotonic() - flight.began
+        cost = interval.Cost(stall_seconds=flight.stall_seconds, write_seconds=seconds)
+        self._costs.append(cost)
+        log.info(
+            "saved step %d in %.1f s; training waited %.2f s",
+            flight.step,
+            seconds,
+            flight.stall_seconds,
+        )
+
+    def _fail(self, flight: _Flight, error: Exception | None) -> None:
+        self._flight, self._failed = None, True
+        free = shutil.disk_usage(self._directory).free / 1e9
         if distributed.is_main():
-            checkpoint.commit(
-                self._directory,
-                step,
-                self._description(),
-                keep=self._config.checkpoint.keep,
-                save_number=self._saves,
-            )
-        distributed.barrier()
+            checkpoint.abandon(self._directory, flight.step)
+        cause = error or "another rank could not write; its log says why"
+        message = (
+            f"cannot save step {flight.step} in {self._directory} ({free:.1f} GB free): {cause}. "
+            "Earlier checkpoints are untouched"
+        )
+        if flight.must:
+            raise SaveError(message) from error
+        log.warning("%s; training goes on, and the next save is tried", message)
 
     def _description(self) -> dict[str, Any]:
         return {

@@ -1,15 +1,14 @@
-"""What a rank keeps across a restart besides weights and optimizer: random states, buffers."""
+"""What a rank keeps across a restart besides weights and optimizer: random states, what it logs."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recipes.engine import distributed
 
@@ -25,35 +24,33 @@ def seed_micro_batch(seed: int, step: int, number: int) -> None:
     torch.manual_seed(own)
 
 
-def capture_random() -> dict[str, Any]:
-    """All random states, as numbers and tensors only, so that they load without unpickling."""
+def capture_random() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All random states: what is large as tensors, the rest as plain JSON."""
     numpy: Any = np.random.get_state(legacy=False)
     version, internal, gauss_next = random.getstate()
-    state: dict[str, Any] = {
+    tensors = {
         "torch": torch.get_rng_state(),
-        "numpy": {
-            "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
-            "pos": int(numpy["state"]["pos"]),
-            "has_gauss": int(numpy["has_gauss"]),
-            "gauss": float(numpy["gauss"]),
-        },
-        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss_next],
+        "numpy": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+        "python": torch.tensor(internal, dtype=torch.int64),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    numbers = {
+        "numpy": [numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]],
+        "python": [version, gauss_next],
+    }
+    return tensors, numbers
 
 
-def restore_random(state: Mapping[str, Any]) -> None:
+def restore_random(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     """Set all random states to what `capture_random` gave."""
-    torch.set_rng_state(state["torch"])
-    numpy = state["numpy"]
-    keys = numpy["key"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss_next))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    torch.set_rng_state(tensors["torch"])
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, *numbers["numpy"]))
+    version, gauss_next = numbers["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss_next))
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
 
 
 class Meter:
@@ -61,7 +58,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._count = 0.0  # micro-batches; a whole number unless ranks were added
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add the scalars of one micro-batch, without waiting for the device."""
@@ -82,12 +79,27 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint, so that the first log after a resume covers what it always does."""
-        return {"sums": {k: v.cpu() for k, v in self._sums.items()}, "count": self._count}
+        names = list(self._sums)
+        sums = torch.stack([self._sums[name] for name in names]).tolist() if names else []
+        return {"sums": dict(zip(names, sums, strict=True)), "count": self._count}
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from `state`."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._count = int(state["count"])
+        sums = state["sums"].items()
+        self._sums = {n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in sums}
+        self._count = state["count"]
+
+
+def join_loops(loops: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Any]:
+    """What each of `ranks` ranks continues from where another number of them saved `loops`.
+
+    All but the meter is equal on all ranks; the meters, under `meter`, are shared out evenly.
+    """
+    meters = [loop["meter"] for loop in loops]
+    names = sorted({name for meter in meters for name in meter["sums"]})
+    sums = {name: sum(meter["sums"][name] for meter in meters) / ranks for name in names}
+    count = sum(meter["count"] for meter in meters) / ranks
+    return {**loops[0], "meter": {"sums": sums, "count": count}}
 
 
 class History:
@@ -115,32 +127,3 @@ class History:
         """Continue from `state`."""
         self._every, self._seen = state[0], state[1]
         self.entries = [(step, dict(values)) for step, values in state[2]]
-
-
-def rank_file(rank: int) -> str:
-    """Name of a rank's own file in a checkpoint."""
-    return f"rank_{rank:05d}.pt"
-
-
-def write_rank_state(folder: Path, model: nn.Module, loop: Mapping[str, Any]) -> Path:
-    """Write this rank's state into a checkpoint's folder; returns the file.
-
-    Batch-norm statistics differ between ranks while the shared file has rank 0's, so every rank
-    keeps its own buffers. `loop` is plain data of the loop.
-    """
-    buffers = {name: value.detach().cpu() for name, value in model.named_buffers()}
-    path = folder / rank_file(distributed.rank())
-    torch.save({"random": capture_random(), "buffers": buffers, "loop": dict(loop)}, path)
-    return path
-
-
-def read_rank_state(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Restore random states and buffers, and return the loop's data."""
-    path = folder / rank_file(distributed.rank())
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    restore_random(state["random"])
-    own = dict(model.named_buffers())
-    for name, value in state["buffers"].items():
-        own[name].copy_(value)
-    loop: dict[str, Any] = state["loop"]
-    return loop
