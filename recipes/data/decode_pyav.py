@@ -62,6 +62,23 @@ def read(request: Request) -> Frames:
         raise InputError(f"{request.path}: cannot be decoded by PyAV ({reason})") from error
 
 
+def read_again(container: Any, stream: Any, request: Request) -> Frames | None:
+    """Frames as stored from a file that is open and was read before, or None on any doubt.
+
+    Args:
+        container: from `open_container`, at any place.
+        stream: the film in it; its decoder may be at its end.
+        request: what to read, of the same file.
+    """
+    import av
+
+    try:
+        container.seek(0)
+        return _read_by_packets(container, stream, request)
+    except (DoubtError, InputError, av.FFmpegError, OSError, ValueError, IndexError):
+        return None
+
+
 def _read_at(request: Request) -> Frames:
     with open_container(request.path) as container:
         stream = video_stream(container)

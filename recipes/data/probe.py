@@ -116,11 +116,11 @@ def _look(path: Path, decoder: str, mode: str) -> Probe:
 
 
 def _decoded(path: Path, decoder: str) -> Probe:
-    scan = decoded(path)
-    verdict, reason = try_access(Film(path=path, scan=scan, decoder=decoder))
+    with decoded(path) as reel:
+        verdict, reason = try_access(Film(reel=reel, decoder=decoder))
     if verdict == "reject":
         reason = f"{reason}; {_MEND}{'' if decoder == 'pyav' else _ANOTHER}"
-    found = _described(scan, verdict, reason)
+    found = _described(reel.scan, verdict, reason)
     return replace(found, sha256=sha256_file(path))
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from recipes.contract import InputError
-from recipes.data.decode import last_line
+from recipes.data.decode import Request, Target, last_line, read_frames
+from recipes.data.decode_pyav import read_again
 from recipes.data.demux import is_indexed
-from recipes.data.scan import Scan
+from recipes.data.scan import Reel, Scan
 from recipes.data.witness import agrees
 
 _PLACE = re.compile(r"\[\d+:\d+:\d+\] |/\S+\.cc:\d+: ")
@@ -26,21 +27,46 @@ _IN_ORDER = 24  # frames compared when the whole file is read in order
 class Film:
     """A file that was decoded in order, and the decoder that will read it."""
 
-    path: Path
-    scan: Scan
+    reel: Reel
     decoder: str
+
+    @property
+    def scan(self) -> Scan:
+        """What decoding in order found."""
+        return self.reel.scan
 
     def agrees(self, numbers: Sequence[int], verdict: str) -> bool:
         """Whether the decoder gives the frames of these numbers; raises InputError."""
-        return agrees(
-            self.path,
-            self.scan.witnesses,
-            numbers,
-            size=(self.scan.height, self.scan.width),
+        if self.decoder == "pyav" and verdict == "random" and self._enters(numbers):
+            return True
+        scan, size = self.scan, (self.scan.height, self.scan.width)
+        height, width = size if scan.rotation % 180 == 0 else size[::-1]
+        read = read_frames(
+            self.reel.path,
+            sorted(numbers),
+            height=height,
+            width=width,
             verdict=verdict,
             decoder=self.decoder,
-            rotation=self.scan.rotation,
+            rotation=scan.rotation,
         )
+        turned_back = np.rot90(read, scan.rotation // 90, axes=(1, 2))
+        if agrees(turned_back, numbers, scan.witnesses):
+            return True
+        return not self.reel.smooth and agrees(turned_back, numbers, self.reel.smoothed)
+
+    def _enters(self, numbers: Sequence[int]) -> bool:
+        """Whether PyAV, from the file as it is open, gives the frames; opening takes longer."""
+        request = Request(
+            path=self.reel.path,
+            numbers=np.asarray(numbers, dtype=np.int64),
+            target=Target(height=self.scan.height, width=self.scan.width),
+            sequential=False,
+            gop=self.scan.order.gop,
+            rotation=0,
+        )
+        read = read_again(self.reel.container, self.reel.stream, request)
+        return read is not None and agrees(read, numbers, self.scan.witnesses)
 
 
 def try_access(film: Film) -> tuple[str, str]:
@@ -57,12 +83,12 @@ def try_access(film: Film) -> tuple[str, str]:
                 return "random", ""
             doubt = f"{film.decoder} finds other frames by random access"
         except InputError as error:
-            doubt = f"{film.decoder} fails by random access ({_words(error, film.path)})"
+            doubt = f"{film.decoder} fails by random access ({_words(error, film.reel.path)})"
     try:
         if film.agrees(_spread(sorted(film.scan.witnesses.kept), _IN_ORDER), "sequential"):
             return "sequential", f"read from its first frame each time: {doubt}"
     except InputError as error:
-        return "reject", f"{film.decoder} fails ({_words(error, film.path)})"
+        return "reject", f"{film.decoder} fails ({_words(error, film.reel.path)})"
     return "reject", f"{film.decoder} shows other frames than the file has"
 
 

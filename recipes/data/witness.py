@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from recipes.data.decode import read_frames
 
 Luma = NDArray[np.uint8]
 Levels = NDArray[np.float32]
@@ -107,74 +104,52 @@ def _step(height: int, width: int) -> int:
     return max(1, min(height, width) // _SAMPLES)
 
 
-def agrees(
-    path: Path,
-    witnesses: Witnesses,
-    numbers: Sequence[int],
-    *,
-    size: tuple[int, int],
-    verdict: str,
-    decoder: str,
-    rotation: int,
-) -> bool:
-    """Whether a decoder, asked for frames by number, gives those that were kept.
+def agrees(read: NDArray[np.uint8], numbers: Sequence[int], witnesses: Witnesses) -> bool:
+    """Whether frames that were read by number are those that were kept.
 
     Args:
-        path: the file.
+        read: (F, H, W, 3) RGB as stored, not turned.
+        numbers: of the F frames, which were kept.
         witnesses: what decoding in order showed.
-        numbers: kept frames.
-        size: height and width of the stored picture.
-        verdict: `random` or `sequential`.
-        decoder: the one to try.
-        rotation: degrees clockwise from the stored to the upright picture.
-
-    Raises:
-        InputError: the decoder fails.
     """
-    height, width = size if rotation % 180 == 0 else size[::-1]
-    read = read_frames(
-        path,
-        numbers,
-        height=height,
-        width=width,
-        verdict=verdict,
-        decoder=decoder,
-        rotation=rotation,
-    )
-    ordered = sorted(set(numbers))
-    step = _step(*size)
-    stored = np.rot90(read, rotation // 90, axes=(1, 2))[:, ::step, ::step]
-    truth = np.stack([witnesses.kept[number] for number in ordered])
-    shown, own, stretch = _like_with_like(stored, truth)
-    allowed = _allowed(own, stored, step)
-    for place, number in enumerate(ordered):
-        if _differs(shown[place], own[place], allowed[place]):
-            return False
+    kept, step = witnesses.kept, _step(*read.shape[1:3])
+    pictures = read[:, ::step, ::step]
+    shown, own, stretch = _like_with_like(pictures, np.stack([kept[one] for one in numbers]))
+    for place, number in enumerate(numbers):
+        error = np.abs(shown[place] - own[place])
+        if _share(error > _LEVELS) > _SHARE:
+            allowed = _allowed(own[place], pictures[place], step)
+            if _share(error > allowed) > _SHARE:
+                return False  # another picture than the frame it should be, or damaged
         for near in range(number - _NEIGHBOURS, number + _NEIGHBOURS + 1):
-            if near != number and near in witnesses.kept:
-                other = _on_scale(witnesses.kept[near], stretch)
+            if near != number and near in kept:
+                other = _on_scale(kept[near], stretch)
                 if _is_closer(shown[place], other, own[place]):
                     return False
     return True
 
 
-def _like_with_like(stored: NDArray[np.uint8], truth: Luma) -> tuple[Levels, Levels, bool]:
+def _like_with_like(pictures: NDArray[np.uint8], truth: Luma) -> tuple[Levels, Levels, bool]:
     """Luma of the pictures read, the kept luma on the same scale, and whether that was stretched.
 
     A decoder may take either matrix and either range for a file that does not say which is right.
     """
-    levels, candidates = stored.astype(np.float32), []
+    levels, candidates = pictures.astype(np.float32), []
     for weights in _MATRICES:
         shown = levels @ np.asarray(weights, np.float32)
         for stretch in (True, False):
             own = _on_scale(truth, stretch)
             error = np.abs(shown - own)
             # how many are far off, because the mean alone is ruled by how decoders round
-            misfit = float((error > _LEVELS).mean()), float(error.mean())
+            misfit = _share(error > _LEVELS), float(error.mean())
             candidates.append((misfit, (shown, own, stretch)))
         if min(misfit[0] for misfit, _ in candidates) == 0:
             break
     return min(candidates, key=lambda one: one[0])[1]
+
+
+def _share(mask: NDArray[np.bool_]) -> float:
+    return np.count_nonzero(mask) / mask.size
 
 
 def _on_scale(kept: Luma, stretch: bool) -> Levels:
@@ -182,14 +157,9 @@ def _on_scale(kept: Luma, stretch: bool) -> Levels:
     return ((levels - _BLACK) * (255 / _RANGE)).clip(0, 255) if stretch else levels
 
 
-def _differs(shown: Levels, own: Levels, allowed: Levels) -> bool:
-    """Whether a picture is another one than the frame it should be, or damaged."""
-    return bool(np.mean(np.abs(shown - own) > allowed) > _SHARE)
-
-
-def _allowed(own: Levels, stored: NDArray[np.uint8], step: int) -> Levels:
+def _allowed(own: Levels, picture: NDArray[np.uint8], step: int) -> Levels:
     """By how many levels each sample of a right picture may be off."""
-    clipped = ((stored == 0) | (stored == 255)).any(axis=-1)
+    clipped = ((picture == 0) | (picture == 255)).any(axis=-1)
     allowed = np.where(clipped, np.float32(_LEVELS_CLIPPED), np.float32(_LEVELS))
     if step == 1:  # decord smooths rows of some small widths
         slopes = np.abs(np.diff(own, axis=-1))
@@ -201,5 +171,7 @@ def _allowed(own: Levels, stored: NDArray[np.uint8], step: int) -> Levels:
 def _is_closer(shown: Levels, other: Levels, own: Levels) -> bool:
     """Whether a picture is rather another frame, where the two can be told apart."""
     apart = np.abs(own - other) > _DIFFERENT
-    own_error, other_error = np.abs(shown - own)[apart], np.abs(shown - other)[apart]
-    return bool(apart.sum() >= _FEWEST and other_error.sum() < own_error.sum())
+    if np.count_nonzero(apart) < _FEWEST:
+        return False
+    shown, own, other = shown[apart], own[apart], other[apart]
+    return bool(np.abs(shown - other).sum() < np.abs(shown - own).sum())
