@@ -240,8 +240,12 @@ class _Planning:
                 f"{resources.nodes} nodes x {resources.tasks_per_node} ranks = "
                 f"{resources.world_size} ranks"
             )
-            fault = self.recipe.sources.fault(("stages", name, "batch_size"), str(error), value)
-            self.faults.append(fault)
+            hint = (
+                "change resources.nodes and resources.gpus_per_node (or tasks_per_node); "
+                "batch_size and micro_batch change what is learned"
+            )
+            at = ("stages", name, "batch_size")
+            self.faults.append(self.recipe.sources.fault(at, str(error), value, hint))
 
     def _identity_files(self, spec: StageSpec) -> dict[str, str | None]:
         data = getattr(spec, "data", None)
