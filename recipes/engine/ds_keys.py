@@ -9,11 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from recipes.config import Strict
 
-Elements = Annotated[int, Field(ge=0, description="a number of tensor elements, not of bytes")]
+
+def _whole(value: Any) -> Any:
+    """5e8, which DeepSpeed's documentation writes, as the whole number it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Elements = Annotated[
+    int,
+    BeforeValidator(_whole),
+    Field(ge=0, description="a number of tensor elements, not of bytes"),
+]
 
 _BATCH = "batch_size, micro_batch and the number of ranks say it"
 _CHECKPOINTS = "checkpoints are written by the training loop: see checkpoint"

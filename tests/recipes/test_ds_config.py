@@ -212,6 +212,13 @@ def test_keys_that_the_recipe_decides_and_unknown_ones_are_refused(keys, problem
         fields(zero_stage=1, deepspeed=keys)
 
 
+def test_numbers_of_elements_may_be_written_as_deepspeed_documents_them():
+    config = fields(zero_stage=2, deepspeed={"zero_optimization": {"reduce_bucket_size": 5e8}})
+    assert ds_config(config, 1)["zero_optimization"]["reduce_bucket_size"] == 500_000_000
+    with pytest.raises(ValidationError, match="valid integer"):
+        fields(zero_stage=2, deepspeed={"zero_optimization": {"reduce_bucket_size": 0.5}})
+
+
 def test_keys_without_effect_are_refused():
     with pytest.raises(ValidationError, match="no effect with zero_stage 0"):
         fields(deepspeed={"zero_optimization": {"overlap_comm": True}})
