@@ -24,6 +24,7 @@ _RETRIED = {
     ExitCode.PREEMPTED: "asked to stop ahead of the time limit",
 }
 _FIRST_SIGNAL_CODE = 128  # a shell reports death by signal n as 128 + n
+_SLURM_OUT_OF_MEMORY = 128 + 125  # SIG_OOM of slurm_protocol_defs.h: state OUT_OF_MEMORY, 0:125
 _WITHOUT_RESULT = 1
 
 
@@ -160,11 +161,14 @@ def root_cause(exit_code: int, failures: Sequence[RankFailure], *, agreed: bool 
     others' lost connections are its consequence. Where all had agreed to stop, the first to leave
     makes srun end the others, some of which die of it on their way out: that is no crash.
     """
-    causes = [failure for failure in failures if failure.cause != "communication"]
+    consequences = {"communication", "killed"} if agreed else {"communication"}
+    causes = [failure for failure in failures if failure.cause not in consequences]
     if causes:
         return min(causes, key=lambda failure: failure.at).exit_code
     if agreed and exit_code != ExitCode.SUCCESS:
         return ExitCode.PREEMPTED
+    if exit_code == _SLURM_OUT_OF_MEMORY:
+        return ExitCode.OUT_OF_MEMORY
     if failures and exit_code < _FIRST_SIGNAL_CODE:
         return ExitCode.COMMUNICATION
     return exit_code

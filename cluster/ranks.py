@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _STEP_NAMES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
@@ -61,6 +63,46 @@ def rank_environment(environ: Mapping[str, str]) -> RankEnv:
         local_world_size=1,
         master_addr="127.0.0.1",
         master_port=rendezvous_port(os.getpid(), 0),
+    )
+
+
+def restart_count(environ: Mapping[str, str]) -> int:
+    """Which attempt of its job this is: what SLURM, our local executor or torchrun counts."""
+    names = ("SLURM_RESTART_COUNT", "ORCHESTRATE_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    return next((int(environ[name]) for name in names if environ.get(name)), 0)
+
+
+def check_world_size(ranks: RankEnv, resources: Mapping[str, Any]) -> None:
+    """Hold the environment against what the submission asked for; `resources` may be empty.
+
+    Raises:
+        RankError: there are more or fewer ranks than that.
+    """
+    if {"nodes", "tasks_per_node"} <= resources.keys():
+        wanted = int(resources["nodes"]) * int(resources["tasks_per_node"])
+        if wanted != ranks.world_size:
+            raise RankError(
+                f"the environment has a world of {ranks.world_size} ranks (WORLD_SIZE or"
+                f" SLURM_NTASKS), the submission asked for {wanted}: resources.nodes"
+                f" {resources['nodes']} x tasks_per_node {resources['tasks_per_node']}; start"
+                f" {wanted} processes, or submit with other resources"
+            )
+
+
+def cpus_of_task(environ: Mapping[str, str], resources: Mapping[str, Any]) -> int:
+    """CPUs of one rank, for its threads: by SLURM, else by the submission, else one."""
+    return int(environ.get("SLURM_CPUS_PER_TASK") or resources.get("cpus_per_task") or 1)
+
+
+def placement(ranks: RankEnv, environ: Mapping[str, str]) -> str:
+    """Where this rank is and what it may use, in one line for its log."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}"
+        f" (local {ranks.local_rank} of {ranks.local_world_size}),"
+        f" {cpus} CPUs, {environ.get('OMP_NUM_THREADS', 'all')} threads,"
+        f" GPUs {environ.get('CUDA_VISIBLE_DEVICES', 'as the node has them')},"
+        f" rendezvous {ranks.master_addr}:{ranks.master_port}"
     )
 
 

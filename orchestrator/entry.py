@@ -12,24 +12,38 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster import fsio
+from cluster import fsio, hang, hang_records, memory
 from cluster.contract import ExitCode
+from cluster.heartbeat import Heart
 from cluster.preemption import StopFlag
-from cluster.ranks import RankEnv, RankError, rank_environment
+from cluster.ranks import (
+    RankEnv,
+    RankError,
+    check_world_size,
+    cpus_of_task,
+    placement,
+    rank_environment,
+    restart_count,
+)
 from orchestrator.inputs import verify_inputs
+from orchestrator.origin import origin_of
 from orchestrator.outcome import Outcome, classify, write_result
 from orchestrator.store import SCHEMA_VERSION, StageDir
-from recipes.contract import Progress, StageContext, StageError, StageResult
+from recipes.contract import Phase, Progress, StageContext, StageError, StageResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One run of one submission on the node, as this rank sees it."""
+    """One run of one submission on the node, as this rank sees it.
+
+    `heart` is how its watchdog knows that this rank lives; `oom_kills` how many processes the
+    kernel had killed here for want of memory when it began.
+    """
 
     stage: StageDir
     submission: int
@@ -37,6 +51,8 @@ class Attempt:
     ranks: RankEnv
     resources: Mapping[str, Any]
     tracking: Mapping[str, Any] | None
+    heart: Heart | None = None
+    oom_kills: int = 0
 
     @property
     def id(self) -> str:
@@ -92,25 +108,42 @@ def _reason_to_leave(stage: StageDir, submission: int) -> tuple[int, str] | None
 
 def _open_attempt(stage: StageDir, submission: int) -> Attempt:
     intent = stage.intent(submission) or {}
-    restart = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(
-        "ORCHESTRATE_RESTART_COUNT", "0"
-    )
+    resources = intent.get("resources", {})
     ranks = rank_environment(os.environ)
+    check_world_size(ranks, resources)
     os.environ.update(ranks.export())
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpus_of_task(os.environ, resources)))
+    print(f"orchestrate: {placement(ranks, os.environ)}", flush=True)
     attempt = Attempt(
         stage=stage,
         submission=submission,
-        restart=int(restart),
+        restart=restart_count(os.environ),
         ranks=ranks,
-        resources=intent.get("resources", {}),
+        resources=resources,
         tracking=intent.get("tracking"),
+        oom_kills=memory.oom_kills() or 0,
     )
     fsio.make_dir(attempt.folder)
+    hang_records.forget(attempt.folder, ranks.rank)
+    attempt = replace(attempt, heart=_start_watchdog(attempt))
     if attempt.main:
         for folder in (stage.outputs, stage.checkpoints, stage.scratch):
             fsio.make_dir(folder)
         _record_start(attempt)
     return attempt
+
+
+def _start_watchdog(attempt: Attempt) -> Heart | None:
+    """The process that watches this rank; only Linux has what it needs."""
+    seconds = float(os.environ.get("ORCHESTRATE_HANG_SECONDS") or hang.DEFAULT_SECONDS)
+    if sys.platform != "linux" or not seconds:
+        return None
+    from cluster import watchdog
+
+    heart = Heart()
+    place = attempt.ranks
+    watchdog.start(heart, attempt.folder, place.rank, place.world_size, seconds)
+    return heart
 
 
 def _record_start(attempt: Attempt) -> None:
@@ -140,11 +173,14 @@ def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
             write_result(attempt.stage, spec, inputs, result, attempt.id)
         outcome = Outcome.succeeded(result.steps)
     except BaseException as error:
-        outcome = classify(error, attempt.stage.committed_step())
+        killed = (memory.oom_kills() or 0) > attempt.oom_kills
+        outcome = classify(error, attempt.stage.committed_step(), oom_killed=killed)
         _record_failure(attempt, outcome, error)
     if attempt.main:
         end = {"schema_version": SCHEMA_VERSION, **asdict(outcome), "finished_at": time.time()}
         fsio.write_json(attempt.folder / "end.json", end)
+    if attempt.heart is not None:
+        attempt.heart.leave()
     if attempt.main or outcome.outcome == "failed":
         _print_outcome(attempt, outcome)
     if outbox is not None:
@@ -180,6 +216,11 @@ def _context(
             value = {**asdict(progress), "attempt": attempt.id, "updated_at": time.time()}
             fsio.write_json(stage.progress_file, {"schema_version": SCHEMA_VERSION, **value})
 
+    def stop_requested() -> bool:
+        if attempt.heart is not None:
+            attempt.heart.sign()
+        return stop.requested()
+
     return StageContext(
         inputs=inputs,
         output_dir=stage.outputs,
@@ -192,10 +233,19 @@ def _context(
         device=attempt.resources.get("device", "cpu"),
         attempt=attempt.id,
         seed=int(spec["config"].get("seed", 0)),
-        stop_requested=stop.requested,
+        stop_requested=stop_requested,
         log_metrics=log_metrics,
         report_progress=report_progress,
+        origin=origin_of(stage, attempt.submission, spec),
+        beat=_beat(attempt),
     )
+
+
+def _beat(attempt: Attempt) -> Callable[[Phase, int], None]:
+    from recipes.engine import hangs
+
+    heart = attempt.heart
+    return hangs.behind(heart.beat if heart is not None else lambda phase, step: None)
 
 
 def _start_outbox(attempt: Attempt) -> Any:

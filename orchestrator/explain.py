@@ -18,6 +18,7 @@ _CAUSES = {
     "input": "an input is missing or damaged",
     "user_code": "error in the stage's code",
     "out_of_memory": "out of memory",
+    "out_of_host_memory": "out of host memory",
     "diverged": "the loss is not finite",
     "hang": "a rank stopped making progress",
     "communication": "a rank lost its peers",

@@ -13,7 +13,12 @@ from orchestrator.planned import Plan, PlannedStage
 from orchestrator.store import StageDir, Store
 
 # Variables of the submitting shell that a job receives: switches of ours, never credentials.
-_PASSED_ON = ("ORCHESTRATE_FAULT", "ORCHESTRATE_FAULT_RANK", "ORCHESTRATE_INPUT_WAIT_SECONDS")
+_PASSED_ON = (
+    "ORCHESTRATE_FAULT",
+    "ORCHESTRATE_FAULT_RANK",
+    "ORCHESTRATE_HANG_SECONDS",
+    "ORCHESTRATE_INPUT_WAIT_SECONDS",
+)
 
 
 def job_request(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster import fsio
+from cluster import fsio, memory
 from cluster.contract import ExitCode
 from orchestrator.store import SCHEMA_VERSION, StageDir
 from recipes.contract import Artifact, InputError, Preempted, StageError, StageResult
@@ -51,8 +51,12 @@ class Outcome:
         return Outcome(outcome="succeeded", exit_code=0, cause="", message="", step=steps)
 
 
-def classify(error: BaseException, step: int) -> Outcome:
-    """Map what a stage raised to the kind of failure that decides on retries."""
+def classify(error: BaseException, step: int, *, oom_killed: bool = False) -> Outcome:
+    """Map what a stage raised to the kind of failure that decides on retries.
+
+    `oom_killed` says that the kernel killed a process of this node's ranks for want of memory: what
+    looks like a lost peer or a worker that ended is a consequence.
+    """
     if isinstance(error, Preempted):
         return Outcome(
             outcome="preempted",
@@ -65,9 +69,13 @@ def classify(error: BaseException, step: int) -> Outcome:
     message = str(error) or type(error).__name__
     if not isinstance(error, StageError):
         message = f"{type(error).__name__}: {message}"
-    return Outcome(
-        outcome="failed", exit_code=code, cause=_CAUSES[code], message=message, step=step
-    )
+    cause = _CAUSES[code]
+    if oom_killed and code in (ExitCode.USER_CODE, ExitCode.COMMUNICATION):
+        code, cause = ExitCode.OUT_OF_MEMORY, "out_of_host_memory"
+        message = f"{memory.killed_message()} ({message})"
+    elif isinstance(error, MemoryError):
+        cause = "out_of_host_memory"
+    return Outcome(outcome="failed", exit_code=code, cause=cause, message=message, step=step)
 
 
 def _exit_code(error: BaseException) -> int:

@@ -220,7 +220,9 @@ def last_of(attempt: Attempt | None) -> Last:
     outcome = (attempt["end"] or {}).get("outcome")
     if outcome == "preempted":
         return "preempted"
-    if outcome == "failed" or (outcome is None and attempt["failures"]):
+    # A rank that was killed says nothing of the stage: it may have been stopped with its job.
+    failed = any(failure["cause"] != "killed" for failure in attempt["failures"])
+    if outcome == "failed" or (outcome is None and failed):
         return "failed"
     return "started"
 

@@ -23,7 +23,7 @@ class DistBackendError(RuntimeError):
         (ConfigurationError("x"), ExitCode.CONFIGURATION, "configuration"),
         (InputError("x"), ExitCode.INPUT, "input"),
         (DivergedError("x"), ExitCode.DIVERGED, "diverged"),
-        (MemoryError(), ExitCode.OUT_OF_MEMORY, "out_of_memory"),
+        (MemoryError(), ExitCode.OUT_OF_MEMORY, "out_of_host_memory"),
         (OutOfMemoryError("CUDA out of memory"), ExitCode.OUT_OF_MEMORY, "out_of_memory"),
         (DistBackendError("timeout"), ExitCode.COMMUNICATION, "communication"),
         (RuntimeError("Connection closed by peer [::1]"), ExitCode.COMMUNICATION, "communication"),
@@ -44,3 +44,12 @@ def test_a_preempted_stage_keeps_its_committed_step() -> None:
 
 def test_an_error_without_text_still_has_a_message() -> None:
     assert classify(ValueError(), 0).message == "ValueError: ValueError"
+
+
+def test_what_follows_from_a_process_killed_for_memory_is_called_so() -> None:
+    for error in (RuntimeError("worker 3 was ended by SIGKILL"), OSError("broken pipe")):
+        outcome = classify(error, 3, oom_killed=True)
+        assert (outcome.exit_code, outcome.cause) == (71, "out_of_host_memory")
+        assert "resources.mem_gb" in outcome.message and str(error) in outcome.message
+    assert classify(DivergedError("x"), 3, oom_killed=True).cause == "diverged"
+    assert classify(OutOfMemoryError("CUDA"), 3, oom_killed=True).cause == "out_of_memory"
