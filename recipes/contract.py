@@ -68,6 +68,23 @@ def _nobody_watches(phase: Phase, step: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a stage is part of, for results that tell people; empty where it was run by hand.
+
+    `recipe` is its name, `run` the id under which the store has the resolved recipe, `stage` the
+    name in it, `key` the stage's identity, `code` the digest of the snapshot it runs, `version`
+    what people call that.
+    """
+
+    recipe: str = ""
+    run: str = ""
+    stage: str = ""
+    key: str = ""
+    code: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageContext:
     """All a stage may touch. The rank environment (RANK, MASTER_ADDR, ...) is already set.
 
@@ -94,6 +111,7 @@ class StageContext:
     log_metrics: Callable[[int, Mapping[str, float]], None]
     report_progress: Callable[[Progress], None]
     beat: Callable[[Phase, int], None] = _nobody_watches
+    origin: Origin = Origin()
 
     def one(self, slot: str) -> Artifact:
         """The single artifact of a slot."""
@@ -133,6 +151,12 @@ class InputError(StageError):
     """An input is missing, damaged or not what was promised."""
 
     exit_code = 66
+
+
+class OutOfMemoryError(StageError):
+    """The device or the host has no memory left; the message says which and what to change."""
+
+    exit_code = 71
 
 
 class DivergedError(StageError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from cluster import fsio
 from recipes.catalog import METHODS, load
 from recipes.contract import ConfigurationError, Output, StageContext, StageResult
 from recipes.data.loader import TrainBatches
@@ -16,8 +18,13 @@ from recipes.engine.batches import training_batches
 from recipes.engine.contract import Method, TrainOutcome
 from recipes.engine.curves import save_curves
 from recipes.engine.loop import train
-from recipes.models.encoder import load_encoder, save_encoder
+from recipes.models.card import Training, model_card
+from recipes.models.config import EncoderConfig
+from recipes.models.encoder import VideoEncoder, load_encoder, save_encoder
+from recipes.models.standalone import NotStandaloneError, standalone_code
 from recipes.stages.pretrain.config import PretrainConfig
+
+log = logging.getLogger(__name__)
 
 
 def run(ctx: StageContext, config: PretrainConfig) -> StageResult:
@@ -94,6 +101,7 @@ def _export(
     )
     path = ctx.output_dir / "encoder.safetensors"
     save_encoder(encoder, description, path)
+    _describe(ctx, config, table, encoder, description, outcome)
     if outcome.history:
         save_curves(ctx.output_dir / "figures" / "training.png", outcome.history)
     meta: dict[str, Any] = description.model_dump(mode="json")
@@ -103,6 +111,39 @@ def _export(
         summary=_summary(config, table, outcome.steps),
         steps=outcome.steps,
     )
+
+
+def _describe(
+    ctx: StageContext,
+    config: PretrainConfig,
+    table: VideoTable,
+    encoder: VideoEncoder,
+    description: EncoderConfig,
+    outcome: TrainOutcome,
+) -> None:
+    """Write the encoder's code and its model card beside its file."""
+    try:
+        fsio.write_text(ctx.output_dir / "encoder.py", standalone_code(description))
+        standalone = True
+    except NotStandaloneError as error:
+        log.warning("no encoder.py, the encoder can be loaded by orchestrate only: %s", error)
+        standalone = False
+    training = Training(
+        origin=ctx.origin,
+        config=config.model_dump(mode="json"),
+        data=ctx.one("data"),
+        num_videos=len(table),
+        coverage=table.coverage,
+        steps=outcome.steps,
+        metrics=outcome.metrics,
+        ranks=ctx.world_size,
+        device=ctx.device,
+    )
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    card = model_card(
+        description, encoder.feature_dims, parameters, training, standalone=standalone
+    )
+    fsio.write_text(ctx.output_dir / "README.md", card)
 
 
 def _summary(config: PretrainConfig, table: VideoTable, steps: int) -> dict[str, Any]:
