@@ -95,9 +95,9 @@ class OptimizerConfig(Strict):
 class CheckpointConfig(Strict):
     """When to save besides at a stop and at the end: by time, by optimizer steps, or both.
 
-    At most `minutes` of work can be lost; a save that would cost more than 1 % of the time is made
-    up to that much rarer, no more. Ten minutes is about Young's optimum for a save of 5 s and a
-    preemption every 4 h or rarer.
+    By time, saves come as often as 1 % of the time standing still and 10 % of the time writing
+    allow, a minute apart at least, and at the latest when `minutes` of work would be lost. Ten is
+    about Young's optimum for a save of 5 s and a preemption every 4 h or rarer.
     """
 
     minutes: float | None = Field(10.0, gt=0.0)
