@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -79,8 +80,12 @@ def begin(directory: Path, step: int) -> Path:
 
 
 def note_written(folder: Path, rank: int, written: shards.Written) -> None:
-    """Leave word for rank 0 that this rank's file is on disk, with its size and digest."""
-    fsio.write_json(folder / _note_name(rank), dataclasses.asdict(written))
+    """Leave word for rank 0 that this rank's file is on disk, with its size and digest.
+
+    Rank 0 reads it when it has heard of the end of the writing; it need not survive a power cut.
+    """
+    note = json.dumps(dataclasses.asdict(written))
+    (folder / _note_name(rank)).write_text(note, encoding="utf-8")
 
 
 def commit(
@@ -119,8 +124,7 @@ def commit(
     }
     faults.hit("checkpoint.before_manifest", save_number)
     manifest["digest"] = _digest(manifest)
-    fsio.write_json(folder / MANIFEST, manifest)
-    fsio.fsync_dir(folder)
+    fsio.write_json(folder / MANIFEST, manifest)  # flushes the folder as well
     faults.hit("checkpoint.before_rename", save_number)
     final = directory / name_of(step)
     if final.exists():  # one of the same step that was not the one resumed from
@@ -129,7 +133,10 @@ def commit(
     folder.rename(final)
     fsio.fsync_dir(directory)
     faults.hit("checkpoint.after_rename", save_number)
-    prune(directory, keep, keep_every)
+    try:
+        prune(directory, keep, keep_every)
+    except OSError as error:  # the new one is committed all the same
+        log.warning("%s: old checkpoints could not be deleted: %s", directory, error)
     return final
 
 
