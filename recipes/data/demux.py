@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ Row = tuple[int | None, int | None, bool, bool, bool, int | None]
 # Containers with an index whose time stamps are those of presentation; others guess when they seek.
 _INDEXED = frozenset({"mov", "matroska"})
 _FAR = 1 << 62
+_EBML = b"\x1aE\xdf\xa3"  # Matroska's first element
 _UNEVEN = frozenset({"vp8", "mpeg4"})
 LATE_KEY = "it does not begin with a key frame"
 _DEEPEST_REORDERING = 16  # places a frame may move: the picture buffer of H.264 and HEVC
@@ -35,7 +37,7 @@ class Order:
         times: time stamps of all frames, ascending, also of those left out.
         start: time stamp of the first frame shown.
         end: time stamp at which the last frame ends.
-        keys: (K,) numbers of the key frames in presentation order, ascending.
+        keys: numbers of the key frames in presentation order, ascending.
         early: most frames shown before a key frame but stored behind it (an open group of
             pictures, which decoders enter in different ways).
         gop: largest number of frames from a key frame to the next.
@@ -49,7 +51,7 @@ class Order:
     times: NDArray[np.int64]
     start: int
     end: int
-    keys: NDArray[np.int64]
+    keys: list[int]
     early: int
     gop: int
     b_frames: bool
@@ -84,19 +86,24 @@ class Packets:
     dependent: bool = False
     _key_time: float = -math.inf
 
-    def note(self, packet: Any) -> None:
-        """Add the next packet."""
-        time, is_key = packet.pts, packet.is_keyframe
-        row = time, packet.dts, is_key, packet.is_discard, packet.is_corrupt, packet.duration
-        if is_key:
-            self._check_key(packet)
-            self._key_time = -math.inf if time is None else time
-        elif time is not None and time < self._key_time:
-            self.early = True
-        if self.codec in _UNEVEN:
-            self._note_pictures(packet, row)
-        else:
-            self.rows.append(row)
+    def note(self, packets: Iterable[Any]) -> None:
+        """Add the next packets; empty ones, which end a file, are left out."""
+        rows, uneven = self.rows, self.codec in _UNEVEN
+        for packet in packets:
+            if not packet.size:
+                continue
+            time, is_key = packet.pts, packet.is_keyframe
+            if is_key:
+                self._check_key(packet)
+                self._key_time = -math.inf if time is None else time
+            elif time is not None and time < self._key_time:
+                self.early = True
+            lost, broken = packet.is_discard, packet.is_corrupt
+            row = time, packet.dts, is_key, lost, broken, packet.duration
+            if uneven:
+                self._note_pictures(packet, row)
+            else:
+                rows.append(row)
 
     def _check_key(self, packet: Any) -> None:
         self.dependent = self.dependent or not self.starts_afresh(packet)
@@ -132,26 +139,28 @@ class Packets:
     def order(self) -> Order:
         """Sort the packets by their time of presentation."""
         times, decoding, is_key, left_out, broken, durations = self._columns()
+        count = len(times)
         moments = np.asarray([time or 0 for time in times], dtype=np.int64)
-        places = np.argsort(moments, kind="stable")
+        places = moments.argsort(kind="stable")
         rank = np.empty_like(places)
-        rank[places] = np.arange(len(places))
-        stored = np.flatnonzero(is_key)
-        keys = np.sort(rank[stored])
-        ends = np.diff(np.append(keys, len(times)))
-        shown = moments[~np.asarray(left_out, dtype=bool)]
-        lasts = moments + np.asarray([duration or 0 for duration in durations], dtype=np.int64)
+        rank[places] = np.arange(count)
+        stored = [number for number, key in enumerate(is_key) if key]
+        reached = rank[stored].tolist() if stored else []
+        keys = sorted(reached)
+        gaps = [end - start for start, end in pairwise([0, *keys, count])]
+        ends = [(time or 0) + (length or 0) for time, length in zip(times, durations, strict=True)]
+        shown = [time or 0 for time, out in zip(times, left_out, strict=True) if not out]
         return Order(
             doubt=self._doubt(times, decoding, moments[places], places),
             frames=len(shown),
-            left_out=len(times) - len(shown),
+            left_out=count - len(shown),
             times=moments[places],
-            start=int(shown.min(initial=_FAR)),
-            end=int(lasts.max(initial=0)),
+            start=min(shown, default=_FAR),
+            end=max(ends, default=0),
             keys=keys,
-            early=int((rank[stored] - stored).max(initial=0)),
-            gop=int(ends.max(initial=keys[0] if len(keys) else len(times))),
-            b_frames=bool(np.any(places[1:] < places[:-1])),
+            early=max(0, 0, *(new - old for new, old in zip(reached, stored, strict=True))),
+            gop=max(gaps),
+            b_frames=bool((places[1:] < places[:-1]).any()),
             broken=broken.index(True) if True in broken else None,
         )
 
@@ -170,11 +179,11 @@ class Packets:
         if None in times:
             return "a packet has no time stamp"
         stored = [time for time in decoding if time is not None and self.stores_decoding]
-        if np.any(np.diff(stored) <= 0):
+        if any(after <= before for before, after in pairwise(stored)):
             return "decoding times do not ascend"
-        if np.any(np.diff(ascending) == 0):
+        if (ascending[1:] == ascending[:-1]).any():
             return "two frames have one time stamp"
-        if np.any(np.abs(places - np.arange(len(places))) > _DEEPEST_REORDERING):
+        if (np.abs(places - np.arange(len(places))) > _DEEPEST_REORDERING).any():
             return "time stamps jump back"
         return self.fault
 
@@ -192,9 +201,7 @@ def open_for_packets(path: Path) -> Any:
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "skip_frame": "all"}
     with path.open("rb") as file:
         head = file.read(8)
-    if (
-        head[4:] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"
-    ):  # MP4 or Matroska: the header says it all
+    if head[4:] == b"ftyp" or head.startswith(_EBML):  # MP4 or Matroska: the header says it all
         options["probesize"] = "32"
     return av.open(f"file:{regular_file(path)}", options=options, metadata_errors="replace")
 

@@ -110,7 +110,7 @@ def _known_trouble(film: Film) -> str:
 
 def _trials(film: Film) -> list[list[int]]:
     """Frames to read with a reader each; a pure function of the file."""
-    witnesses, last = film.scan.witnesses, film.scan.witnesses.count - 1
+    witnesses, last = film.scan.witnesses, film.scan.witnesses.last
     keys = witnesses.keys
     if is_indexed(film.scan.container) and not witnesses.closely:
         return [[min(keys[-1] + _INSIDE, last)]]

@@ -13,7 +13,7 @@ Luma = NDArray[np.uint8]
 Levels = NDArray[np.float32]
 
 _SAMPLES = 48  # of the shorter side; what is between them is not compared
-_BEFORE, _BEFORE_OPEN = 1, 8  # frames kept before a key frame; held ones slow the decoder down
+_BEFORE = 8  # frames kept before a key frame while looking closely; held ones slow the decoder
 _AFTER, _AFTER_CLOSELY = 3, 5  # frames kept from a key frame on
 _APART = 48  # frames from one kept key frame to the next unless looking closely
 _EVERY = 32  # frames; kept also without a key frame where a file is read in order
@@ -33,42 +33,47 @@ class Witnesses:
 
     A decoder that goes astray does so where it enters a file, at a key frame. Which frames are kept
     depends on the file alone.
+
+    Attributes:
+        kept: samples of frames by their number.
+        keys: numbers of key frames, not of all unless looking closely.
+        last: number of the last frame.
+        closely: keep more, which takes every frame.
+        until: frames before this one are kept.
     """
 
     def __init__(self) -> None:
         """Begin with the first frame."""
         self.kept: dict[int, Luma] = {}
         self.keys: list[int] = []
-        self.count = 0
+        self.last = 0
         self.closely = False
+        self.until = 0
         self._recent: deque[tuple[int, Any]] = deque(maxlen=_BEFORE)
-        self._until = 0
 
     def look_closely(self) -> None:
         """From now on keep more frames around key frames, and others now and then."""
-        if not self.closely:
-            self.closely = True
-            self._recent = deque(self._recent, maxlen=_BEFORE_OPEN)
+        self.closely = True
 
-    def offer(self, frame: Any, key: bool) -> None:
-        """Look at the next frame in presentation order."""
-        number = self.count
-        self.count += 1
+    def offer(self, number: int, frame: Any, key: bool) -> None:
+        """Look at a frame: a key frame, one before `until`, or any while looking closely."""
         apart = 1 if self.closely else _APART
         if key and (not self.keys or number >= self.keys[-1] + apart):
             self.keys.append(number)
             self._keep_recent()
-            self._until = number + (_AFTER_CLOSELY if self.closely else _AFTER)
+            self.until = number + (_AFTER_CLOSELY if self.closely else _AFTER)
         elif self.closely and number % _EVERY == 0:
-            self._until = max(self._until, number + 2)
-        if number < self._until:
+            self.until = max(self.until, number + 2)
+        if number < self.until:
             self.kept[number] = luma(frame)
-        else:
+        elif self.closely:
             self._recent.append((number, frame))
 
-    def finish(self) -> None:
-        """Keep the last frames and let go of the rest."""
+    def finish(self, number: int, frame: Any) -> None:
+        """Keep the last frame, and those before it while looking closely."""
+        self.last = number
         self._keep_recent()
+        self.kept[number] = luma(frame)
 
     def _keep_recent(self) -> None:
         self.kept.update((number, luma(frame)) for number, frame in self._recent)
