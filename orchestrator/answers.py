@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.status import RunStatus
     from orchestrator.submit import Prepared, SubmittedRun
+    from tracking.sync import RunSync
 
 
 def show_scripts(prepared: Prepared, store: Store) -> None:
@@ -103,6 +104,16 @@ def show_cancelled(run_id: str, names: Sequence[str], *, as_json: bool) -> None:
     return print(f"{run_id}: cancelled {', '.join(collapsed(names)) or 'nothing: all is done'}")
 
 
+def show_synced(reports: Sequence[RunSync], *, as_json: bool) -> None:
+    """What was brought to MLflow."""
+    if as_json:
+        runs = [asdict(report) for report in reports]
+        return print_json({"schema_version": SCHEMA_VERSION, "runs": runs})
+    from orchestrator.view import emit, synced_view
+
+    return emit(synced_view(reports), sys.stdout)
+
+
 def show_lines(lines: Iterable[LogLine], *, prefix: bool) -> None:
     """Lines of logs, each with its rank in front where there may be more than one."""
     for line in lines:
@@ -120,9 +131,11 @@ def finish(
         end = wait_for(run.run_id, store, executor, list(run.handles.values()), stream)
         if executor.name == "local":
             # Stages that were blocked or killed had no outbox: their runs are closed here.
-            from orchestrator.interface import deliver
+            from orchestrator.sync import deliver_finished
 
-            deliver(store, end)
+            report = deliver_finished(store, end)
+            for problem in report.problems if report else ():
+                print(f"warning: {problem}", file=sys.stderr)
         if not as_json:
             show_status(end, as_json=False)
         return 0 if succeeded(end) else 1

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.store import Store, default_store
+
 DEBUG = "ORCHESTRATE_DEBUG"
 
 Recipe = Annotated[
@@ -51,6 +53,11 @@ class Listed(StrEnum):
     METHODS = "methods"
     BACKBONES = "backbones"
     DATASETS = "datasets"
+
+
+def open_store(given: Path | None) -> Store:
+    """The store that was named on the command line, or the default one."""
+    return Store(given.expanduser().absolute() if given else default_store())
 
 
 def command(

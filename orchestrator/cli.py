@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator import tracking_commands
 from orchestrator.arguments import (
     DEBUG,
     Json,
@@ -21,11 +21,12 @@ from orchestrator.arguments import (
     Target,
     Wait,
     command,
+    open_store,
 )
-from orchestrator.store import Store, default_store
 
 if TYPE_CHECKING:
     from cluster.contract import Executor
+    from orchestrator.store import Store
 
 _EPILOG = """\b
 Examples:
@@ -110,7 +111,7 @@ def plan(
     from orchestrator.naming import find_recipe
     from orchestrator.submit import prepare
 
-    chosen = _store(store)
+    chosen = open_store(store)
     prepared = prepare(find_recipe(recipe), overrides or [], chosen)
     if sbatch:
         answers.show_scripts(prepared, chosen)
@@ -139,7 +140,7 @@ def submit(
     from orchestrator import submit as submission
     from orchestrator.naming import find_recipe
 
-    chosen, words = _store(store), overrides or []
+    chosen, words = open_store(store), overrides or []
     prepared = submission.prepare(find_recipe(recipe), words, chosen)
     executor = prepared.executor
     run = submission.submit(prepared, chosen, executor, ["submit", recipe, *words])
@@ -161,7 +162,7 @@ def status(
     from orchestrator.naming import find_run
     from orchestrator.status import read_status
 
-    chosen = _store(store)
+    chosen = open_store(store)
     run_id = find_run(chosen, run)
     executor = _executor(chosen, run_id)
     if not watch:
@@ -195,7 +196,7 @@ def logs(
     from orchestrator.naming import find_stage, find_target
     from orchestrator.record import folder_jobs, stage_folder
 
-    chosen = _store(store)
+    chosen = open_store(store)
     run_id, named = find_target(chosen, target)
     stage = named or find_stage(chosen, run_id, "")
     folder = stage_folder(run_id, stage, chosen)
@@ -234,7 +235,7 @@ def resume(
     from orchestrator import submit as submission
     from orchestrator.naming import find_run, find_stage
 
-    chosen = _store(store)
+    chosen = open_store(store)
     run_id = find_run(chosen, run)
     only = find_stage(chosen, run_id, stage) if stage else None
     executor = submission.executor_for(chosen.read_run(run_id))
@@ -253,7 +254,7 @@ def cancel(target: Target, as_json: Json = False, store: StoreOption = None) -> 
     from orchestrator import submit as submission
     from orchestrator.naming import find_target
 
-    chosen = _store(store)
+    chosen = open_store(store)
     run_id, stage = find_target(chosen, target)
     executor = submission.executor_for(chosen.read_run(run_id))
     names = submission.cancel(run_id, chosen, executor, stage)
@@ -273,34 +274,15 @@ def list_(
     from orchestrator import answers, listing
 
     if what is Listed.RUNS:
-        chosen = _store(store)
+        chosen = open_store(store)
         runs = listing.runs(chosen, None if all_runs else 20)
         answers.show_runs(runs, chosen, as_json=as_json)
     else:
         answers.show_names(what.value, listing.named(what.value), as_json=as_json)
 
 
-@command(app, "ui", "ui quickstart-1a2b --port 5001")
-def ui(
-    run: Run = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Else 5000, or the next free one.")
-    ] = None,
-    store: StoreOption = None,
-) -> int:
-    """Show the MLflow UI on this machine until Ctrl-C.
-
-    With an MLflow server (tracking.uri) it only says where that is.
-    """
-    from orchestrator.interface import bring_in, tracking_uri
-    from orchestrator.naming import find_run
-    from tracking.server import serve
-
-    chosen = _store(store)
-    run_id = find_run(chosen, run) if run or chosen.run_ids() else None
-    uri = tracking_uri(chosen, run_id)
-    bring_in(chosen, uri)
-    return serve(uri, port=port, say=functools.partial(print, flush=True))
+command(app, "ui", "ui quickstart-1a2b --port 5001")(tracking_commands.ui)
+command(app, "sync", "sync quickstart-1a2b", "sync --all --json")(tracking_commands.sync)
 
 
 @command(app, "doctor", "doctor --store /scratch/runs --json")
@@ -312,7 +294,7 @@ def doctor(as_json: Json = False, store: StoreOption = None) -> int:
     from orchestrator import answers
     from orchestrator.checkup import check_up
 
-    checks = check_up(_store(store))
+    checks = check_up(open_store(store))
     answers.show_checks(checks, as_json=as_json)
     return 3 if any(check.state == "failed" for check in checks) else 0
 
@@ -333,10 +315,6 @@ def schema(
         sys.stdout.write(text)
     else:
         output.write_text(text, encoding="utf-8")
-
-
-def _store(given: Path | None) -> Store:
-    return Store(given.expanduser().absolute() if given else default_store())
 
 
 def _executor(store: Store, run_id: str) -> Executor | None:

@@ -240,6 +240,7 @@ def _tracking(run: Mapping[str, Any], order: Order, store: Store) -> dict[str, A
         return None
     return {
         "uri": tracking["uri"],
+        "mode": tracking.get("mode", "online"),
         "experiment": tracking["experiment"],
         "run_id": run["run_id"],
         "run_name": run["run_id"],

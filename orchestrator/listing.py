@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cluster.contract import SchedulerError
 from orchestrator.naming import shipped_recipes
@@ -19,12 +19,16 @@ def runs(store: Store, last: int | None) -> list[RunStatus]:
         store: where they lie.
         last: how many; None for all.
     """
+    ids = store.run_ids()
+    return statuses(store, ids if last is None else ids[-last:])[::-1]
+
+
+def statuses(store: Store, run_ids: Sequence[str]) -> list[RunStatus]:
+    """The status of these runs, in order; each scheduler is asked once for all of them."""
     from cluster.executors import make
 
-    ids = store.run_ids()
-    chosen = ids if last is None else ids[-last:]
     by_executor: dict[str, list[str]] = {}
-    for run_id in chosen:
+    for run_id in run_ids:
         by_executor.setdefault(str(store.read_run(run_id)["executor"]), []).append(run_id)
     found: dict[str, RunStatus] = {}
     for name, group in by_executor.items():
@@ -33,7 +37,7 @@ def runs(store: Store, last: int | None) -> list[RunStatus]:
         except (ValueError, ImportError, SchedulerError):
             executor = None
         found.update({run.run_id: run for run in read_statuses(group, store, executor)})
-    return [found[run_id] for run_id in reversed(chosen)]
+    return [found[run_id] for run_id in run_ids]
 
 
 def named(what: str) -> list[tuple[str, str]]:

@@ -107,9 +107,15 @@ class ClusterSpec(Strict):
 
 
 class TrackingSpec(Strict):
-    """Where MLflow records go: `uri` null is a file in the store, for use on one machine."""
+    """Where MLflow records go: `uri` null is a file in the store, for use on one machine.
+
+    In mode `offline` no job connects to it; `orchestrate sync` delivers, where a person runs it.
+    """
 
     enabled: bool = True
+    mode: Literal["online", "offline"] = Field(
+        "online", description="offline: jobs never connect, `orchestrate sync` delivers later"
+    )
     uri: Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)] | None = None
     experiment: Line | None = Field(None, description="default: the recipe's name")
 

@@ -188,7 +188,8 @@ def _write_run(
 
 def _tracking_choice(prepared: Prepared, store: Store) -> dict[str, Any]:
     """Where jobs ship to. Without a server, jobs of a cluster do not ship (SQLite must not be
-    shared over a network file system): `orchestrate ui` brings their records in on the login node.
+    shared over a network file system): `orchestrate sync` delivers their records from the login
+    node, as it does for all jobs in mode offline.
     """
     spec = prepared.recipe.tracking
     uri = spec.uri
@@ -197,7 +198,7 @@ def _tracking_choice(prepared: Prepared, store: Store) -> dict[str, Any]:
 
         uri = default_uri(store.root)
     experiment = spec.experiment or prepared.recipe.name
-    return {"enabled": spec.enabled, "uri": uri, "experiment": experiment}
+    return {"enabled": spec.enabled, "mode": spec.mode, "uri": uri, "experiment": experiment}
 
 
 def _versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.handover import SubmittedRun, SubmittedStage
     from orchestrator.planned import Plan, PlannedStage
     from orchestrator.status import RunStatus, StageStatus
+    from tracking.sync import RunSync, StageSync
 
 STYLES = {
     Status.SUCCEEDED: "green",
@@ -222,6 +223,32 @@ def checks_view(checks: Sequence[Check]) -> RenderableType:
         for one in checks
     ]
     return table(["what", "state", "found", "advice"], rows)
+
+
+def synced_view(reports: Sequence[RunSync]) -> RenderableType:
+    """A table a run: what was new of each stage, and the status that its MLflow run has now."""
+    parts: list[RenderableType] = []
+    for report in reports:
+        head = Text(f"{report.run_id}  {report.status}".rstrip())
+        if not report.tracked:
+            head.append("  tracking is off (tracking.enabled)")
+        elif report.uri:
+            head.append(f"  {report.page}")
+        parts.append(head)
+        rows = [[one.stage, _delivery(one), one.state, one.status] for one in report.stages]
+        parts += [table(["stage", "delivered", "state", "MLflow run"], rows)] if rows else []
+    return Group(*parts)
+
+
+def _delivery(stage: StageSync) -> str:
+    if stage.problem:
+        return "problem"
+    if stage.held_by:
+        return f"by {stage.held_by} just now"
+    if not stage.mlflow_run_id:
+        return "-"
+    points = "1 point" if stage.points == 1 else f"{stage.points} points"
+    return points if stage.delivered else "nothing new"
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str:

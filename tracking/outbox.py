@@ -243,7 +243,7 @@ class _Run:
         self._draining = True
         while not self._try(lambda: self._close(state)):
             if time.monotonic() > deadline:
-                _say("left for `orchestrate ui`")
+                _say("left for `orchestrate sync`")
                 return 1
             time.sleep(min(self._interval, 1.0))
         return 0

@@ -22,25 +22,45 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class StageSync:
-    """What became of one stage; `problem` says why something is missing, if it is."""
+    """What became of one stage.
+
+    `delivered` is whether anything was new, `state` what the stage is doing, `status` its run's
+    status in MLflow, `held_by` names another process that delivers it just now, and `problem` says
+    why something is missing, if it is.
+    """
 
     stage: str
     mlflow_run_id: str = ""
+    delivered: bool = False
     points: int = 0
+    state: str = ""
     status: str = ""
+    held_by: str = ""
     problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSync:
-    """What became of a pipeline run; `url` is its page below the root of the MLflow UI."""
+    """What became of a pipeline run; `url` is its page below the root of the MLflow UI.
+
+    `tracked` is False where the recipe turned tracking off; `away` says that the server does not
+    answer, so that nothing was tried.
+    """
 
     run_id: str
     uri: str = ""
+    tracked: bool = True
+    away: bool = False
     stages: tuple[StageSync, ...] = ()
     status: str = ""
     url: str = ""
     problem: str = ""
+
+    @property
+    def page(self) -> str:
+        """Its page on an MLflow server; of a database, which has no pages by itself, its name."""
+        has_page = self.url and self.uri.startswith("http")
+        return f"{self.uri.rstrip('/')}/{self.url}" if has_page else self.uri
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -71,32 +91,36 @@ def sync_stage(
     if target is None:
         return StageSync(stage=stage_dir.name)
     state = state or files.state()
-    if not files.attempts() and files.result() is None:
-        return StageSync(stage=target.stage)  # it has never run: there is nothing to tell
+    if not files.attempts() and files.result() is None:  # it has never run: nothing to tell
+        return StageSync(stage=target.stage, state=state.name)
     lease = Lease.acquire(files.path / LEASE, patience_seconds=patience_seconds)
     if lease is None:
         holder = describe_holder(files.path / LEASE)
-        return StageSync(stage=target.stage, problem=f"{holder} is delivering it now")
+        return StageSync(stage=target.stage, state=state.name, held_by=holder)
     with lease:
         shipment = Shipment(files, target, lease)
-        points, problem = 0, list[str]()
+        points: int | None = None
+        problem = list[str]()
         with _problems(problem):
             points = _deliver(shipment, state)
     return StageSync(
         stage=target.stage,
         mlflow_run_id=shipment.run_id,
-        points=points,
+        delivered=points is not None,
+        points=points or 0,
+        state=state.name,
         status=shipment.delivery.status,
         problem="".join(problem),
     )
 
 
-def _deliver(shipment: Shipment, state: State) -> int:
+def _deliver(shipment: Shipment, state: State) -> int | None:
+    """Deliver and close; the number of new points, or None where nothing at all is new."""
     files, run_id = shipment.files, shipment.run_id
     if shipment.delivery.closed == shipment.fingerprint(state) and recorder.is_active(
         shipment.client, run_id
     ):
-        return 0
+        return None
     shipment.open(None)
     attempts = files.attempts()
     points = shipment.deliver(
@@ -117,7 +141,7 @@ def _problems(found: list[str]) -> Iterator[None]:
         found.append(str(error))
     except recorder.delivery_errors() as error:
         line = scrub(str(error)).partition("\n")[0][:300]
-        found.append(f"not delivered: {line}; run `orchestrate ui` when the server answers")
+        found.append(f"not delivered: {line}; `orchestrate sync` tries again")
 
 
 def sync_run(
@@ -144,12 +168,12 @@ def sync_run(
     run, plan = fsio.read_json(run_dir / "run.json"), fsio.read_json(run_dir / "plan.json")
     target = _target(run, run_dir, uri)
     if target is None:
-        return RunSync(run_id=run_id)
+        return RunSync(run_id=run_id, tracked=False)
     away = list[str]()
     with _problems(away):
         recorder.connect(target.uri).search_experiments(max_results=1)
     if away:  # said once, without a wait for each stage
-        return RunSync(run_id=run_id, uri=scrub(target.uri), problem=away[0])
+        return RunSync(run_id=run_id, uri=scrub(target.uri), away=True, problem=away[0])
     known = states or {}
     stages = tuple(
         sync_stage(

@@ -187,6 +187,22 @@ def test_the_ui_answers_until_ctrl_c(
     assert "Traceback" not in err
 
 
+def test_a_run_in_mode_offline_connects_to_nothing_and_sync_says_that_nobody_answers(
+    environment: dict[str, str], write_recipe: Callable[[int], Path]
+) -> None:
+    recipe = str(write_recipe(8))
+    server = "http://127.0.0.1:9"  # the discard port: nobody listens
+    words = ("tracking.enabled=true", "+tracking.mode=offline", f"+tracking.uri={server}")
+    assert orchestrate(environment, "submit", recipe, *words)[::2] == (0, "")
+    (folder,) = (Path(environment["ORCHESTRATE_STORE"]) / "stages").iterdir()
+    assert (folder / "outbox.log").read_text() == ""
+    assert not (folder / "tracking.json").exists()
+    code, out, err = orchestrate(environment, "sync")
+    assert (code, len(err.splitlines())) == (3, 1)
+    assert server.removeprefix("http://").partition(":")[0] in err
+    assert out.endswith(f"{server}\n")
+
+
 def test_a_stage_that_fails_ends_with_its_cause_its_log_and_the_next_command(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

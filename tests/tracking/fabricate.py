@@ -152,6 +152,7 @@ class Pipeline:
     uri: str | None
     experiment: str
     stages: Mapping[str, Stage]
+    mode: str = "online"
 
     @property
     def run_dir(self) -> Path:
@@ -160,6 +161,7 @@ class Pipeline:
     def tracking(self, stage: str, uri: str | None = None) -> dict[str, Any]:
         return {
             "uri": uri or self.uri,
+            "mode": self.mode,
             "experiment": self.experiment,
             "run_id": self.run_id,
             "run_name": self.run_id,
@@ -192,7 +194,11 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 def make_pipeline(
-    store: Path, run_id: str, uri: str | None, names: Sequence[str] = tuple(_GRAPH)
+    store: Path,
+    run_id: str,
+    uri: str | None,
+    names: Sequence[str] = tuple(_GRAPH),
+    mode: str = "online",
 ) -> Pipeline:
     """The folders of a run whose stages are submitted and have not started."""
     keys = {name: fsio.sha256_text(f"{run_id}/{name}") for name in names}
@@ -205,7 +211,7 @@ def make_pipeline(
         )
         for name in names
     }
-    pipeline = Pipeline(store, run_id, uri, f"recipe-{run_id}", stages)
+    pipeline = Pipeline(store, run_id, uri, f"recipe-{run_id}", stages, mode)
     for name, stage in stages.items():
         inputs: dict[str, list[dict[str, str]]] = {}
         for slot, upstream, artifact in _GRAPH[name]:
@@ -238,6 +244,7 @@ def _write_run(pipeline: Pipeline) -> None:
             "key": stage.key,
             "stage": stage.path.name,
             "inputs": {slot: [f"{up}.{artifact}"] for slot, up, artifact in _GRAPH[name]},
+            "upstream": [up for _, up, _ in _GRAPH[name] if up in pipeline.stages],
             "action": "run",
         }
         for name, stage in pipeline.stages.items()
@@ -260,6 +267,7 @@ def _write_run(pipeline: Pipeline) -> None:
             "executor": "local",
             "tracking": {
                 "enabled": True,
+                "mode": pipeline.mode,
                 "uri": pipeline.uri,
                 "experiment": pipeline.experiment,
             },

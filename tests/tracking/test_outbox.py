@@ -223,7 +223,7 @@ def test_with_the_server_away_a_job_ends_soon_and_sync_delivers_everything_later
     started = time.monotonic()
     assert not process.finish()
     assert time.monotonic() - started < outbox.DRAIN_AWAY_SECONDS + 6
-    assert "left for `orchestrate ui`" in _said(stage)
+    assert "left for `orchestrate sync`" in _said(stage)
     stage.submission(1, {**stage_tracking(stage), "uri": mlflow_server.url})
     outcome = sync_stage(stage.path)
     assert (outcome.points, outcome.status, outcome.problem) == (50, "FINISHED", "")

@@ -352,7 +352,7 @@ def test_a_server_that_is_away_is_one_line_soon_and_nothing_is_lost(
     report = sync_run(pipeline.store, pipeline.run_id)
     assert time.monotonic() - started < 15
     (problem,) = report.problems
-    assert "orchestrate ui" in problem
+    assert "orchestrate sync" in problem
     stage.submission(1, pipeline.tracking("pretrain", sqlite_uri))
     outcome = sync_stage(stage.path)
     assert (outcome.points, outcome.status, outcome.problem) == (5, "FINISHED", "")
