@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recipes.data.loader import Batch
-from recipes.engine import distributed, optim
+from recipes.engine import distributed, full_weights, modes, optim, out_of_memory
 from recipes.engine.config import TrainFields
 from recipes.engine.contract import Trainable
 from recipes.engine.ds_config import ds_config
+from recipes.engine.loss_scale import LossScale
 
 
 def start(
@@ -26,88 +28,189 @@ def start(
     """Wrap a model for training. The process group must exist (`distributed.init`).
 
     Raises:
-        ConfigurationError: the global batch cannot be shared out over the ranks.
+        ConfigurationError: the global batch cannot be shared out over the ranks, or a mode was
+            asked for that the model does not have.
+        OutOfMemoryError: the model does not fit.
     """
-    settings = ds_config(config, distributed.world_size())
+    world_size = distributed.world_size()
+    settings = ds_config(config, world_size)
     deepspeed = import_deepspeed(device)
-    optimizer = optim.build(groups, config.optimizer, config.batch_size)
-    engine, _, _, _ = deepspeed.initialize(
-        model=_Loss(model).to(device),
-        optimizer=optimizer,
-        config=settings,
-    )
-    # Otherwise every save drops two scripts beside the checkpoints.
-    engine._copy_recovery_script = lambda path: None
-    return Engine(engine, config, groups)
+    modes.prepare(model, config, world_size)
+    with out_of_memory.explained(config, world_size):
+        loss = _Loss(model).to(device)
+        optimizer = optim.build(groups, config.optimizer, config.batch_size)
+        raw, _, _, _ = deepspeed.initialize(model=loss, optimizer=optimizer, config=settings)
+    return Engine(raw, config, groups)
 
 
 class Engine:
     """One DeepSpeed engine, with the few calls the loop makes."""
 
-    def __init__(
-        self, engine: Any, config: TrainFields, groups: Sequence[optim.ParamGroup]
-    ) -> None:
-        self._engine = engine
+    def __init__(self, raw: Any, config: TrainFields, groups: Sequence[optim.ParamGroup]) -> None:
+        self.raw = raw
         self._config = config
         self._ratios = [group.lr_ratio for group in groups]
+        self._scale = LossScale(config.loss_scale) if config.precision == "fp16" else None
+        # In ZeRO 1 to 3 DeepSpeed's own scalers have the scaled gradient clipped, never hear of an
+        # overflow and may grow between two groups of one step; see `ds_config`.
+        raw.torch_autocast_z0_gradscaler = None
+        if config.zero_stage:
+            raw.optimizer.torch_autocast_gradscaler = None
 
     @property
     def model(self) -> nn.Module:
         """The model, as the method built it."""
-        model: nn.Module = self._engine.module.model
+        model: nn.Module = self.raw.module.model
         return model
+
+    @property
+    def spans_ranks(self) -> bool:
+        """Whether the loss changes with the number of ranks."""
+        return modes.spans_ranks(self.model, self._config)
 
     def train_mode(self) -> None:
         """Switch dropout and batch statistics on."""
-        self._engine.train()
+        self.raw.train()
 
-    def backward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def backward(
+        self, batch: Batch, between: Callable[[], None] | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Forward and backward of one micro-batch; returns its loss and metrics, detached.
 
-        The last micro-batch of a step also reduces the gradients over the ranks.
+        `between` is called when the forward pass has been made. The last micro-batch of a step also
+        reduces the gradients over the ranks.
+
+        Raises:
+            OutOfMemoryError: as every other call that computes.
         """
-        loss = self._engine(batch)
-        self._engine.backward(loss)
-        return loss.detach(), self._engine.module.metrics
+        with self._explained():
+            loss = self.raw(batch)
+            if between is not None:
+                between()
+            self.raw.backward(self._scaled(loss))
+        return loss.detach(), self.raw.module.metrics
 
     def end_micro_batch(self) -> None:
         """Count a micro-batch that is not the last of its step."""
-        self._engine.step()
+        self.raw.step()
 
     def gradient_norm(self) -> Tensor | None:
         """L2 norm of the reduced gradient before clipping; None where only the step finds it out.
 
         Between the last backward and `step`.
         """
-        if self._config.zero_stage:
+        if self._config.zero_stage or self._scale is not None:
             return None
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        return nn.utils.get_total_norm(self._gradients())
 
     def step(self, lr: float) -> float | None:
-        """Apply the gradient; returns its norm where ZeRO computed it, infinite if it skipped."""
-        for group, ratio in zip(self._engine.optimizer.param_groups, self._ratios, strict=True):
-            group["lr"] = lr * ratio
-        self._engine.step()
-        if not self._config.zero_stage:
-            return None
-        if self._engine.optimizer.overflow:
-            return float("inf")
-        return float(self._engine.get_global_grad_norm())
+        """Apply the gradient, clipped; returns its norm before that where `gradient_norm` did not.
 
-    def save(self, directory: Path, tag: str) -> None:
-        """Write this rank's share of weights and optimizer state into directory/tag."""
-        self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
-
-    def load(self, directory: Path, tag: str) -> None:
-        """Read what `save` wrote. It unpickles: the files' digests must have been checked.
-
-        Raises:
-            RuntimeError: the checkpoint does not fit the model; nothing is left out silently.
+        A gradient that is not finite is left out on every rank alike. The norm is infinite then;
+        but None where an fp16 loss was scaled too high, which is not the model's fault: the next
+        one is scaled by half.
         """
-        path, _ = self._engine.load_checkpoint(str(directory), tag=tag)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed found nothing to load in {directory / tag}")
+        for group, ratio in zip(self.raw.optimizer.param_groups, self._ratios, strict=True):
+            group["lr"] = lr * ratio
+        with self._explained():
+            if self._config.zero_stage:
+                return self._step_zero()
+            return self._step_plain()
+
+    def skip(self) -> None:
+        """Drop the gradient of this step's micro-batches in place of `step`; every rank calls it.
+
+        Weights, optimizer state and loss scale stay as they are.
+        """
+        if not self._config.zero_stage:
+            self.raw.zero_grad()
+            self.raw.micro_steps += 1
+            return
+        # All that ZeRO collected is dropped where DeepSpeed finds the norm not finite: it is told
+        # that (zero/stage_1_and_2.py and zero/stage3.py, step).
+        name = "_get_norm_groups" if self._config.zero_stage == 3 else "scaled_global_norm"
+        broken = torch.tensor(-1.0)
+        answer = [broken] if self._config.zero_stage == 3 else broken
+        setattr(self.raw.optimizer, name, lambda: answer)
+        try:
+            self.raw.step()
+        finally:
+            delattr(self.raw.optimizer, name)
+
+    def loss_scale(self) -> float | None:
+        """What the next fp16 loss is multiplied with; None in other precisions."""
+        return None if self._scale is None else self._scale.value
+
+    def scaler_state(self) -> dict[str, float]:
+        """The loss scale for a checkpoint, plain numbers; empty where there is none."""
+        return {} if self._scale is None else self._scale.state()
+
+    def load_scaler_state(self, state: Mapping[str, float]) -> None:
+        """Continue from what `scaler_state` gave; that of another precision says nothing here."""
+        if self._scale is not None and state:
+            self._scale.load(state)
+
+    def weights_finite(self) -> bool:
+        """Whether all weights are finite that this rank holds; under ZeRO 3 its share of them."""
+        share = "ds_tensor" if self._config.zero_stage == 3 else "data"
+        weights = [getattr(parameter, share) for parameter in self.model.parameters()]
+        return all(bool(torch.isfinite(weight).all()) for weight in weights)
+
+    def full_weights(self) -> AbstractContextManager[None]:
+        """Within it, `model` is whole on every rank and may be evaluated, but not changed."""
+        if self._config.zero_stage == 3:
+            return full_weights.whole(self.model, self.raw.optimizer)
+        return nullcontext()
+
+    def gather_weights(self) -> None:
+        """Make `model` an ordinary module again, whole on every rank, when training is over.
+
+        A collective. The engine is of no use afterwards under ZeRO 3.
+        """
+        if self._config.zero_stage == 3:
+            full_weights.make_plain(self.model, self.raw.optimizer)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """What to derive; ZeRO scales by itself, and heeds that in the norm and in clipping."""
+        if self._scale is None:
+            return loss
+        if self._config.zero_stage:
+            self.raw.optimizer.override_loss_scale(self._scale.value)
+            return loss
+        return loss * self._scale.value
+
+    def _step_plain(self) -> float | None:
+        if self._scale is None:
+            self.raw.step()
+            return None
+        gradients = self._gradients()
+        norm = float(nn.utils.get_total_norm(gradients)) / self._scale.value
+        if not math.isfinite(norm):
+            self.skip()
+            return self._after_overflow()
+        torch._foreach_mul_(gradients, 1.0 / self._scale.value)
+        self.raw.step()
+        self._scale.stepped()
+        return norm
+
+    def _step_zero(self) -> float | None:
+        self.raw.step()
+        if self.raw.optimizer.overflow:
+            return self._after_overflow()
+        if self._scale is not None:
+            self._scale.stepped()
+        return float(self.raw.get_global_grad_norm())
+
+    def _after_overflow(self) -> float | None:
+        if self._scale is not None and self._scale.overflowed():
+            return None
+        return math.inf
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return out_of_memory.explained(self._config, distributed.world_size())
 
 
 class _Loss(nn.Module):
@@ -153,8 +256,9 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         communication: Any = importlib.import_module("deepspeed.comm.torch")
         communication.build_shm_op = lambda: None
-    # Said at every start about a call of DeepSpeed's own.
-    warnings.filterwarnings("ignore", ".*all_gather_into_tensor.*", FutureWarning)
+    # Said at every start about calls of DeepSpeed's own.
+    for call in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", f".*{call}.*", FutureWarning)
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return deepspeed

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from recipes.contract import StageContext, StageError
+from recipes.contract import ConfigurationError, StageContext, StageError
+from recipes.engine import roll_call
+
+log = logging.getLogger(__name__)
 
 # How long a hung peer goes unnoticed. Hashing a checkpoint on rank 0 has to fit in.
 TIMEOUT_SECONDS = 600.0
@@ -44,25 +49,52 @@ def device(ctx: StageContext) -> torch.device:
 def init(ctx: StageContext, timeout_seconds: float = TIMEOUT_SECONDS) -> torch.device:
     """Join the process group (NCCL on CUDA, Gloo on CPU) and return this rank's device.
 
-    Ranks meet at MASTER_ADDR:MASTER_PORT; a single one needs no network at all. Calling it again
-    does nothing.
+    Ranks meet at MASTER_ADDR:MASTER_PORT; a single one needs no network at all. Rank 0 prints who
+    takes part. Calling it again does nothing.
+
+    Raises:
+        DeviceError: no GPU for this rank, or one that another rank has too.
+        ConfigurationError: SLURM or an earlier call have another number of ranks.
     """
     here = device(ctx)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     if distributed.is_initialized():
+        if world_size() != ctx.world_size:
+            raise ConfigurationError(
+                f"the process group has {world_size()} ranks and this stage {ctx.world_size}"
+            )
         return here
-    backend = "nccl" if here.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=timeout_seconds)
-    if ctx.world_size == 1:
-        distributed.init_process_group(
-            backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
-        )
-    else:
-        distributed.init_process_group(
-            backend, rank=ctx.rank, world_size=ctx.world_size, timeout=timeout
-        )
+    problem = roll_call.other_world_size(ctx.world_size, os.environ)
+    if problem:
+        raise ConfigurationError(problem)
+    _join(ctx, here, timedelta(seconds=timeout_seconds))
     return here
+
+
+def _join(ctx: StageContext, here: torch.device, timeout: timedelta) -> None:
+    backend = "nccl" if here.type == "cuda" else "gloo"
+    store: Store = HashStore()
+    if ctx.world_size > 1:
+        store, _, _ = next(rendezvous("env://", ctx.rank, ctx.world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    ranks = roll_call.exchange(store, roll_call.present(ctx.rank, here), ctx.world_size)
+    shared = roll_call.shared_gpus(ranks)
+    if shared:
+        raise DeviceError("; ".join(shared))
+    if ctx.rank == 0:
+        print("\n".join(roll_call.description(ranks, backend)), flush=True)
+        for sentence in roll_call.short_of_cpus(ranks):
+            log.warning(sentence)
+    distributed.init_process_group(
+        backend,
+        store=store,
+        rank=ctx.rank,
+        world_size=ctx.world_size,
+        timeout=timeout,
+        # NCCL connects now and not at the first collective, and knows the device it belongs to.
+        device_id=here if here.type == "cuda" else None,
+    )
 
 
 def rank() -> int:

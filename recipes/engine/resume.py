@@ -71,7 +71,7 @@ class Saver:
 
     @property
     def _raw(self) -> Any:
-        return self._engine._engine
+        return self._engine.raw
 
     @property
     def pending(self) -> bool:

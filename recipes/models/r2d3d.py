@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.models.config import BackboneConfig
+from recipes.models.recompute import recomputed
 
 Triple = tuple[int, int, int]
 
@@ -92,11 +93,13 @@ class BasicBlock(nn.Module):
 class R2D3D(nn.Module):
     """Stem and residual stages; the very last ReLU is omitted, so features may be negative.
 
-    Convolutions start Kaiming normal (fan-out), norms at 1 and 0, as in the released code.
+    Convolutions start Kaiming normal (fan-out), norms at 1 and 0, as in the released code. With
+    `recompute_activations` training keeps the inputs of the stages only.
     """
 
     def __init__(self, stem: Stem, stages: Sequence[Stage]) -> None:
         super().__init__()
+        self.recompute_activations = False
         side, pool = stem.kernel, stem.pool
         self.conv1 = nn.Conv3d(
             3, stem.channels, (1, side, side), (1, 2, 2), (0, side // 2, side // 2), bias=False
@@ -122,7 +125,10 @@ class R2D3D(nn.Module):
         # Channels last is the layout of the fast kernels, on a CPU as well. Weights stay as is:
         # DeepSpeed sends their bytes.
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        features: Tensor = self.stages(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        again = self.recompute_activations and torch.is_grad_enabled()
+        for stage in self.stages:
+            features = recomputed(stage, features) if again else stage(features)
         return features
 
 
