@@ -110,10 +110,12 @@ class CheckpointConfig(Strict):
 
     @model_validator(mode="after")
     def _kept_ones_are_written(self) -> CheckpointConfig:
-        if self.keep_every is not None and (self.steps is None or self.keep_every % self.steps):
+        every, steps = self.keep_every, self.steps
+        if every is not None and steps is None:
+            raise ValueError(f"keep_every {every} needs steps, for example {every}: when to save")
+        if every is not None and steps is not None and every % steps:
             raise ValueError(
-                f"keep_every {self.keep_every} needs steps, of which it is a multiple: checkpoints "
-                f"at other steps are not written, for example steps: {self.keep_every}"
+                f"keep_every {every} must be a multiple of steps {steps}: no other ones are saved"
             )
         return self
 

@@ -7,6 +7,7 @@ bring a key that is neither passed on nor refused with a reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -51,10 +52,20 @@ class _Keys(Strict):
     @classmethod
     def _without_refused(cls, value: Any) -> Any:
         given = value if isinstance(value, Mapping) else {}
-        found = [f"{key}: {cls.REFUSED[key]}" for key in given if key in cls.REFUSED]
+        found = [reason for key in given if (reason := cls._reason(str(key)))]
         if found:
             raise ValueError("no place for " + "; ".join(found))
         return value
+
+    @classmethod
+    def _reason(cls, key: str) -> str:
+        """Why a key is refused, misspelled or not; empty if it is not or nobody knows it."""
+        known = [*cls.model_fields, *cls.REFUSED]
+        meant = next(iter(get_close_matches(key, known, n=1, cutoff=0.8)), "")
+        if meant not in cls.REFUSED:
+            return ""
+        spelled = key if key == meant else f"{key} ({meant}?)"
+        return f"{spelled}: {cls.REFUSED[meant]}"
 
     @model_serializer(mode="wrap")
     def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -197,6 +197,7 @@ def test_deepspeed_takes_every_key_that_is_passed_on(deepspeed_config):
         ({"fp16": {"enabled": True}}, "fp16: use precision"),
         ({"bf16": {}, "optimizer": {}}, "bf16: use precision; optimizer: use optimizer"),
         ({"scheduler": {}}, "use optimizer.schedule"),
+        ({"gradient_cliping": 1.0}, r"gradient_cliping \(gradient_clipping\?\): use clip_grad"),
         ({"steps_per_print": 1}, "use log_every"),
         ({"zero_optimization": {"stage": 2}}, "stage: use zero_stage"),
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "use offload"),

@@ -53,7 +53,7 @@ from tests.recipes.train_fields import fields
         ({"profile": {"first": 5, "last": 4}}, "last 4 lies before first 5"),
         ({"checkpoint": {"keep": 1}}, "greater than or equal to 2"),
         ({"checkpoint": {"keep_every": 10}}, "keep_every 10 needs steps"),
-        ({"checkpoint": {"keep_every": 10, "steps": 4}}, "of which it is a multiple"),
+        ({"checkpoint": {"keep_every": 10, "steps": 4}}, "must be a multiple of steps 4"),
         ({"learning_rate": 1}, "not permitted"),
     ],
 )
