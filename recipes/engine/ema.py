@@ -37,6 +37,10 @@ class Ema(nn.Module):
                 start = parameter.detach().to(torch.float32, copy=True)
                 self.register_buffer(name.replace(".", "/"), start, persistent=False)
 
+    def follow(self, model: nn.Module) -> None:
+        """Average the parameters that `model` has now, as many as before and in their order."""
+        self._live = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the weights as optimizer step `step` (from 1) left them."""

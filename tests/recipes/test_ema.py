@@ -114,3 +114,14 @@ def test_the_average_does_not_hold_the_model_as_a_part_of_itself():
     ema = Ema(model, decay=0.9)
     assert not list(ema.parameters())
     assert not list(ema.children())
+
+
+def test_the_average_can_go_into_parameters_that_replaced_the_first_ones():
+    model = network()
+    ema = attach(model, decay=0.9)
+    for layer in (model[0], model[1]):
+        layer.weight = nn.Parameter(torch.zeros_like(layer.weight))
+    ema.follow(model)
+    ema.apply_for_good()
+    assert torch.equal(model[0].weight, ema.get_buffer("0/weight"))
+    assert model[1].weight.all()
