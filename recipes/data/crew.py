@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from recipes.contract import StageError
-from recipes.data.shared import Pulse
+from recipes.data.shared import Effort, Pulse
 
 Job = TypeVar("Job")
 
@@ -115,6 +115,17 @@ class Crew(Generic[Job]):
         self._todo: deque[Job] = deque()
         self._at_work: dict[Worker, deque[Job]] = {start(): deque() for _ in range(size)}
         self._fruitless = 0
+        self._ended = Effort()  # of processes that were replaced
+
+    @property
+    def effort(self) -> Effort:
+        """What all processes have done so far."""
+        return sum((worker.pulse.effort for worker in self._at_work), self._ended)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes."""
+        return [worker.process.pid or 0 for worker in self._at_work]
 
     def add(self, job: Job, *, first: bool = False) -> None:
         """Have a job done; `first` means before all others."""
@@ -173,6 +184,7 @@ class Crew(Generic[Job]):
 
     def _replace(self, worker: Worker) -> Iterator[Loss[Job]]:
         jobs = self._at_work.pop(worker)
+        self._ended += worker.pulse.effort
         (reason, late), number = worker.end(), worker.pulse.number
         if jobs and number is not None:
             yield Loss(job=jobs.popleft(), number=number, reason=reason, late=late)
@@ -189,6 +201,7 @@ class Crew(Generic[Job]):
 
 def answer(pipe: Connection[Any, Any], pulse: Pulse, work: Callable[[], object]) -> None:
     """In a worker: send what `work()` returns or raises; `unwrap` at the other end undoes it."""
+    began = Effort.now()
     try:
         content = ForkingPickler.dumps((work(), None))
     except MemoryError:
@@ -197,6 +210,7 @@ def answer(pipe: Connection[Any, Any], pulse: Pulse, work: Callable[[], object])
         if not isinstance(error, StageError):  # whose message says all
             error.add_note(f"In the process that opens videos:\n{traceback.format_exc()}")
         content = ForkingPickler.dumps((None, _portable(error)))
+    pulse.add(Effort.now() - began)
     pulse.rest()
     pipe.send_bytes(content)
 

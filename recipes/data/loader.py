@@ -21,7 +21,7 @@ from recipes.contract import ConfigurationError, InputError
 from recipes.data.batch import Batch, pinned
 from recipes.data.clip_config import AugmentConfig, ClipConfig
 from recipes.data.clips import ClipReader, EvalClips, Facts, Sample, TrainClips, Window
-from recipes.data.pool import Bytes, load_in_order
+from recipes.data.pool import Bytes, Usage, load_in_order
 from recipes.data.table import VideoTable
 
 __all__ = ["READ_SECONDS", "Batch", "TrainBatches", "epoch_order", "eval_batches"]
@@ -55,6 +55,9 @@ class TrainBatches:
         steps_per_epoch: optimizer steps of one epoch.
         total_steps: optimizer steps of the whole training, those before `start_step` included.
         accumulation: micro-batches a rank gets for each step.
+        workers: processes that read.
+        usage: what they have done so far.
+        prepared_share: of the videos, how many were re-encoded to be read fast.
     """
 
     def __init__(
@@ -121,7 +124,9 @@ class TrainBatches:
         self._table, self._seed = table, seed
         self._batch_size, self._micro_batch = batch_size, micro_batch
         self._rank, self._world_size = rank, world_size
-        self._start_step, self._workers, self._pin_memory = start_step, workers, pin_memory
+        self.workers, self.usage = workers, Usage()
+        self.prepared_share = float(table.prepared.mean())
+        self._start_step, self._pin_memory = start_step, pin_memory
         self._read_seconds, self._max_replaced = read_seconds, max_replaced_share
 
     def __len__(self) -> int:
@@ -136,7 +141,8 @@ class TrainBatches:
         """
         seen = replaced = 0
         reader = ClipReader(self._clips, self._read_seconds)
-        source = _read(self._table, reader, self._samples(), self._workers, self._read_seconds)
+        samples = self._samples()
+        source = _read(self._table, reader, samples, self.workers, self._read_seconds, self.usage)
         with closing(pinned(source) if self._pin_memory else source) as batches:
             for batch in batches:
                 for problem in batch.problems:
@@ -151,6 +157,10 @@ class TrainBatches:
                         "data.version to index them anew, or max_replaced_share"
                     )
                 yield batch
+
+    def video(self, row: int) -> str:
+        """The file of a row, for messages."""
+        return str(self._table.file(row))
 
     def _samples(self) -> Iterator[list[Sample]]:
         order, order_epoch = np.empty(0, dtype=np.int64), -1
@@ -211,8 +221,9 @@ def _read(
     items: Iterable[Sequence[Item]],
     workers: int,
     seconds: float,
+    usage: Usage | None = None,
 ) -> Generator[Batch, None, None]:
-    with closing(load_in_order(reader, items, workers, seconds)) as batches:
+    with closing(load_in_order(reader, items, workers, seconds, usage)) as batches:
         for clips, facts in batches:
             yield _join(table, clips, facts)
 

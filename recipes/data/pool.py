@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.data.crew import ATTEMPTS, Crew, Loss, Reply, Worker, answer, unwrap
-from recipes.data.shared import Parcel, Pulse, Shared
+from recipes.data.shared import Effort, Parcel, Pulse, Shared
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,20 @@ class Reader(Protocol[Item_contra]):
         """The file of a row."""
 
 
+@dataclass(kw_only=True)
+class Usage:
+    """What the processes of a loader have done, and which they are; renewed with every batch."""
+
+    effort: Effort = Effort()  # noqa: RUF009  # frozen
+    pids: Sequence[int] = ()
+
+
 def load_in_order(
-    reader: Reader[Item], batches: Iterable[Sequence[Item]], workers: int, seconds: float
+    reader: Reader[Item],
+    batches: Iterable[Sequence[Item]],
+    workers: int,
+    seconds: float,
+    usage: Usage | None = None,
 ) -> Generator[tuple[Bytes, Any], None, None]:
     """Yield what `reader.read` makes of each batch, read ahead in `workers` processes.
 
@@ -63,6 +75,7 @@ def load_in_order(
         batches: items of each batch.
         workers: processes; with 0 this process reads, and what crashes or hangs takes it along.
         seconds: without a sign of life, outside the reading of a row.
+        usage: where to say what the processes did.
 
     Yields:
         The filled array and what `read` returned. Its memory is used again once the array, and all
@@ -79,7 +92,11 @@ def load_in_order(
         return
     pool = _Pool(reader, workers, seconds)
     try:
-        yield from pool.read(batches)
+        for batch in pool.read(batches):
+            if usage is not None:
+                usage.effort, usage.pids = pool.effort, pool.pids
+            yield batch
+            del batch  # the memory is whose who has it now
     finally:
         pool.close()
 
@@ -154,6 +171,14 @@ class _Pool:
             facts = unwrap(content)
             yield array, facts
             del array, facts  # the memory is whose who has the batch now
+
+    @property
+    def effort(self) -> Effort:
+        return self._crew.effort
+
+    @property
+    def pids(self) -> list[int]:
+        return self._crew.pids
 
     def close(self) -> None:
         self._crew.close()

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
@@ -86,12 +87,38 @@ class Parcel:
         return pickle.loads(self._head, buffers=buffers)  # noqa: S301  # packed by the parent
 
 
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Seconds at work, and processor seconds of all threads in them.
+
+    Where the second is far below the first, a process waited: for its files, or for a processor.
+    """
+
+    busy: float = 0.0
+    computing: float = 0.0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(busy=self.busy + other.busy, computing=self.computing + other.computing)
+
+    def __sub__(self, other: Effort) -> Effort:
+        return Effort(busy=self.busy - other.busy, computing=self.computing - other.computing)
+
+    @staticmethod
+    def now() -> Effort:
+        """Both clocks of this process; differences of two count."""
+        return Effort(busy=time.monotonic(), computing=time.process_time())
+
+
 class Pulse:
-    """What a process is at and until when, written by it and read by the one that started it."""
+    """What a process is at and until when, written by it and read by the one that started it.
+
+    So is what it has done so far.
+    """
 
     def __init__(self, shared: Shared | None = None) -> None:
         self._shared = shared or Shared(mmap.PAGESIZE)
-        self._values: NDArray[np.float64] = np.frombuffer(self._shared.memory, np.float64, 3)
+        values: NDArray[np.float64] = np.frombuffer(self._shared.memory, np.float64, 5)
+        self._values, self._effort = values[:3], values[3:]
 
     def __reduce__(self) -> Any:
         return Pulse, (self._shared,)
@@ -124,6 +151,16 @@ class Pulse:
     def seconds(self) -> float:
         """How long it may take."""
         return float(self._values[2])
+
+    def add(self, effort: Effort) -> None:
+        """A piece of work is done."""
+        self._effort += effort.busy, effort.computing
+
+    @property
+    def effort(self) -> Effort:
+        """All its work."""
+        busy, computing = self._effort.tolist()
+        return Effort(busy=busy, computing=computing)
 
     @property
     def overdue(self) -> bool:
