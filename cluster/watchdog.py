@@ -13,6 +13,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import hang, memory, procfs, stacks
 from cluster.contract import ExitCode
@@ -24,7 +25,7 @@ _TICK_SECONDS = 1.0
 _SHORTEST_TICK_SECONDS = 0.1
 _ASLEEP_SECONDS = 5.0  # a watchdog that comes so much too late was stopped itself, like its rank
 _CPU_SECONDS = 5.0  # over which the use of the processor is measured
-_PEERS_SECONDS = 10.0  # for the other watchdogs to say how their ranks are
+_PEERS_SECONDS = 30.0  # for the other watchdogs to say how their ranks are, also through NFS
 _LEAVE_SECONDS = 5.0  # for a rank to leave by itself when another one has failed
 _SIGNAL_BASE = 128
 _KILLED = _SIGNAL_BASE + signal.SIGKILL
@@ -105,10 +106,9 @@ class _Watch:
         self._host = socket.gethostname()
         self._records = Records(attempt, rank.number, self._host)
         self._limits = hang.Limits.of(hang_seconds)
-        # With limits below a minute, as tests have, everything else is quicker as well.
-        haste = min(1.0, hang_seconds / hang.DEFAULT_SECONDS)
-        self._tick = max(_SHORTEST_TICK_SECONDS, _TICK_SECONDS * haste)
-        self._peers_seconds = _PEERS_SECONDS * haste
+        # Limits of a few seconds, as in tests, are looked after more often.
+        quick = _TICK_SECONDS * hang_seconds / hang.DEFAULT_SECONDS
+        self._tick = min(_TICK_SECONDS, max(_SHORTEST_TICK_SECONDS, quick))
         self._process = procfs.Parent(rank.pid)
         self._times = hang.StepTimes()
         self._cpu: deque[tuple[float, float]] = deque()
@@ -164,8 +164,8 @@ class _Watch:
         if "hang.json" in names:
             self._end_attempt(names)
             return True
-        if self._peer_failed(names, now):
-            return True
+        if failed := sorted(name for name in names if name.startswith("failure-rank")):
+            return self._end_after(failed[0], now)
         self._compare(pulse, names, hangs=hangs, now=now)
         return False
 
@@ -178,19 +178,16 @@ class _Watch:
     def _limit(self, pulse: Pulse) -> float:
         return hang.limit(pulse, self._times, self._limits)
 
-    def _peer_failed(self, names: set[str], now: float) -> bool:
+    def _end_after(self, failure: str, now: float) -> bool:
         """End this rank where it stays though another has failed: it may wait for it for ever.
 
         A collective of Gloo notices a lost peer within a second, one of NCCL may not.
         """
-        failed = sorted(name for name in names if name.startswith("failure-rank"))
-        if not failed:
-            return False
         if self._failed_since is None:
             self._failed_since = now
         if now - self._failed_since < _LEAVE_SECONDS:
             return False
-        message = f"ended by its watchdog, because it went on when others had failed: {failed[0]}"
+        message = f"ended by its watchdog, because it went on when others had failed: {failure}"
         self._records.failed(ExitCode.COMMUNICATION, "communication", message)
         self._kill()
         return True
@@ -206,7 +203,7 @@ class _Watch:
         if self._hanging_since is None:
             self._hanging_since = now
         self._records.say(self._state(pulse, hangs=hangs, now=now))
-        waited = now - self._hanging_since > self._peers_seconds
+        waited = now - self._hanging_since > _PEERS_SECONDS
         found = hang.verdict(self._records.states(), self._rank.world_size, waited=waited)
         if found is not None and self._monitor.read().beats == pulse.beats:
             self._records.declare(found)  # the next look finds it, or that of another watchdog
@@ -242,18 +239,28 @@ class _Watch:
         notice the loss within a second and call that the cause.
         """
         found = self._records.declared()
-        head = f"rank {self._rank.number} on {self._host}; {found['message']}\n"
+        stopped = procfs.state(self._rank.pid) == "T"
         with contextlib.suppress(OSError):  # a full disk
-            self._records.write_stacks(head + stacks.take(self._rank.pid, self._stacks_descriptor))
+            if not stopped:
+                self._write_stacks(found)
             if self._rank.number == 0:
                 self._process.signal(signal.SIGSTOP)
                 self._records.write_end(found)
             written = self._records.wait_for({"end.json"})
             if not written and found["found_by"] == self._rank.number:
                 self._records.write_end(found)
-            speaking = (name for name in names if name.startswith("hang-rank"))
-            self._records.wait_for({_stacks_of(name) for name in speaking})
+            expected = {_stacks_of(name) for name in names if name.startswith("hang-rank")}
+            if stopped:  # it has to be continued for them, and then the others would be as well
+                self._records.wait_for(
+                    expected - {_stacks_of(f"hang-rank{self._rank.number}.json")}
+                )
+                self._write_stacks(found)
+            self._records.wait_for(expected)
         self._kill()
+
+    def _write_stacks(self, found: dict[str, Any]) -> None:
+        head = f"rank {self._rank.number} on {self._host}; {found['message']}\n"
+        self._records.write_stacks(head + stacks.take(self._rank.pid, self._stacks_descriptor))
 
     def _died(self) -> None:
         """Record the end of a rank that left no word: killed by the kernel, a person, a crash."""

@@ -94,7 +94,9 @@ class Bench:
         )
 
     def submit(self, name: str, *arguments: str, **options: Any) -> Job:
-        request = self.request(name, *arguments, **options)
+        return self.submit_request(self.request(name, *arguments, **options))
+
+    def submit_request(self, request: JobRequest) -> Job:
         handle = self.executor.submit(request)
         self.handles.append(handle)
         return Job(stage=request.log_dir.parent, handle=handle)
