@@ -188,10 +188,14 @@ class Packets:
         return self.fault
 
 
-def open_for_packets(path: Path) -> Any:
+def open_for_packets(path: Path, parse: bool = True) -> Any:
     """Open a file with PyAV for its packets only: the decoder stays shut while FFmpeg looks at it.
 
     That saves a third of the time. The pixel format stays unknown.
+
+    Args:
+        path: the file.
+        parse: let FFmpeg correct what an MP4 file says of its packets by looking into them.
 
     Raises:
         av.FFmpegError: it cannot be opened; `av.ArgumentError` for another kind of container.
@@ -203,6 +207,8 @@ def open_for_packets(path: Path) -> Any:
         head = file.read(8)
     if head[4:] == b"ftyp" or head.startswith(_EBML):  # MP4 or Matroska: the header says it all
         options["probesize"] = "32"
+    if head[4:] == b"ftyp" and not parse:
+        options["fflags"] = "noparse"
     return av.open(f"file:{regular_file(path)}", options=options, metadata_errors="replace")
 
 

@@ -13,7 +13,7 @@ from recipes.data.demux import LATE_KEY, is_indexed
 from recipes.data.probe_access import Film, try_access
 from recipes.data.scan import Scan, UnusableError, decoded, demuxed
 
-VERSION = 2  # raise it when the same file may be described in another way
+VERSION = 3  # raise it when the same file may be described in another way
 
 # decord 0.6.0 carries FFmpeg 4.1
 _NOT_IN_DECORD = frozenset({"av1"})

@@ -267,7 +267,7 @@ def demuxed(path: Path) -> Scan:
         UnusableError: the file is cut off, or of a kind that is not supported.
         av.FFmpegError: it cannot be opened or read.
     """
-    with _complaints() as complaints, open_for_packets(path) as container:
+    with _complaints() as complaints, open_for_packets(path, parse=False) as container:
         stream = video_stream(container)
         scan = _begin(path, container, stream, decodes=False)
         read = container.demux(stream)

@@ -166,10 +166,12 @@ def _allowed(own: Levels, picture: NDArray[np.uint8], step: int) -> Levels:
     """By how many levels each sample of a right picture may be off."""
     clipped = ((picture == 0) | (picture == 255)).any(axis=-1)
     allowed = np.where(clipped, np.float32(_LEVELS_CLIPPED), np.float32(_LEVELS))
-    if step == 1:  # decord smooths rows of some small widths
-        slopes = np.abs(np.diff(own, axis=-1))
-        allowed[..., 1:] += slopes
-        allowed[..., :-1] += slopes
+    if step == 1:  # decord smooths rows of some small widths, of turned pictures columns
+        across, down = np.abs(np.diff(own, axis=1)), np.abs(np.diff(own, axis=0))
+        allowed[:, 1:] += across
+        allowed[:, :-1] += across
+        allowed[1:] += down
+        allowed[:-1] += down
     return allowed
 
 
