@@ -62,16 +62,12 @@ class Saver:
         self._directory = directory
         self._engine = engine
         self._config = config
-        self._snapshot, self._background = Snapshot(self._raw.device), Background()
+        self._snapshot, self._background = Snapshot(engine.raw.device), Background()
         self._flight: _Flight | None = None
         self._costs: list[interval.Cost] = []
         self._saves = 0
         self._committed: int | None = None
         self._last, self._failed = time.monotonic(), False
-
-    @property
-    def _raw(self) -> Any:
-        return self._engine.raw
 
     @property
     def pending(self) -> bool:
@@ -205,7 +201,7 @@ class Saver:
         now = distributed.world_size()
         if ranks == now:
             return
-        if self._config.sync_batch_norm or getattr(self._engine.model, "spans_ranks", False):
+        if self._engine.spans_ranks:
             raise ConfigurationError(
                 f"step {step} was saved by {ranks} ranks and the loss depends on their number: "
                 f"it cannot be continued by {now}. Ask for {ranks} ranks again"
@@ -220,25 +216,29 @@ class Saver:
 
     def _load(self, reader: Reader, step: int, ranks: int) -> dict[str, Any]:
         model, rank, now = self._engine.model, distributed.rank(), distributed.world_size()
-        held = fragments.slots(self._raw, model)
-        fragments.load(held, self._raw, reader.kinds, reader.fetch, reader.numbers())
+        raw = self._engine.raw
+        held = fragments.slots(raw, model)
+        fragments.load(held, raw, reader.kinds, reader.fetch, reader.numbers())
         reader.fill_buffers(model, rank)
-        self._raw.global_steps = step
-        self._raw.global_samples = step * self._config.batch_size
-        self._raw.micro_steps = step * self._config.accumulation(now)
+        self._engine.load_scaler_state(reader.states[0]["scaler"])
+        raw.global_steps = step
+        raw.global_samples = step * self._config.batch_size
+        raw.micro_steps = step * self._config.accumulation(now)
         if rank < ranks:
             state.restore_random(reader.own("random", rank), reader.states[rank]["random"])
         loops = [one["loop"] for one in reader.states]
         return state.join_loops(loops, now) if now != ranks else loops[rank]
 
     def _begin(self, step: int, loop: Mapping[str, Any], *, must: bool) -> None:
+        self._refuse_broken_weights(step)
         tensors, content = self._capture(step, loop)
-        self._refuse_broken_weights(step, tensors)
         self._saves += 1
         self._last, self._failed = time.monotonic(), False
         self._flight = _Flight(step=step, must=must, began=self._last)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        (total,) = distributed.sum_ranks(torch.tensor([size], device=self._raw.device)).tolist()
+        (total,) = distributed.sum_ranks(
+            torch.tensor([size], device=self._engine.raw.device)
+        ).tolist()
         error: OSError | None = None
         folder = self._directory / checkpoint.temporary_name_of(step)
         if distributed.is_main():
@@ -255,10 +255,8 @@ class Saver:
         layout = self._snapshot.take(tensors)
         self._background.start(partial(self._write, folder, layout, content))
 
-    def _refuse_broken_weights(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        weights = [value for key, value in tensors.items() if key.startswith("weight/")]
-        finite = [torch.isfinite(value).all() for value in weights]
-        if distributed.agree(bool(finite) and not bool(torch.stack(finite).all())):
+    def _refuse_broken_weights(self, step: int) -> None:
+        if distributed.agree(not self._engine.weights_finite()):
             raise DivergedError(
                 f"weights are not finite after step {step}; the checkpoint before it is kept. "
                 "Lower optimizer.lr, lengthen the warm-up or set clip_grad"
@@ -269,8 +267,8 @@ class Saver:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything this rank saves: tensors as they are, not copied, and plain JSON."""
         model, rank = self._engine.model, distributed.rank()
-        optimizer = fragments.optimizer_of(self._raw)
-        held = fragments.slots(self._raw, model)
+        optimizer = fragments.optimizer_of(self._engine.raw)
+        held = fragments.slots(self._engine.raw, model)
         tensors, random = state.capture_random()
         tensors = {f"random/{name}": value for name, value in tensors.items()}
         tensors |= {f"buffer/{name}": value for name, value in model.named_buffers()}
@@ -283,6 +281,7 @@ class Saver:
             "step": step,
             "parameters": fragments.shapes(model),
             "scalars": scalars,
+            "scaler": self._engine.scaler_state(),
             "random": random,
             "loop": dict(loop),
         }
