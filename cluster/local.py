@@ -65,7 +65,7 @@ class LocalExecutor:
     def __init__(
         self,
         *,
-        kill_seconds: float = 10.0,
+        kill_seconds: float = 8.0,
         stop_seconds: float = 120.0,
         notify: Callable[[str], None] | None = None,
     ) -> None:

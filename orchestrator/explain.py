@@ -153,12 +153,23 @@ def remedy(failure: Failure, record: StageRecord, commands: Commands) -> str:
     micro_batch = config.get("micro_batch")
     if failure.cause == "out_of_memory" and isinstance(micro_batch, int) and micro_batch > 1:
         return commands.submit(f"{spec}.micro_batch={micro_batch // 2}")
+    if failure.cause == "out_of_host_memory" and (change := _more_memory(record)):
+        return commands.submit(f"++{spec}.{change}")
     rate = (config.get("optimizer") or {}).get("lr")
     if failure.cause == "diverged" and isinstance(rate, int | float):
         return commands.submit(f"{spec}.optimizer.lr={rate / 2:g}")
-    if failure.cause in ("hang", "communication", "input"):
+    if failure.cause in ("hang", "communication", "killed", "input"):
         return commands.resume(_resumed(record))
     return commands.logs(stage, failure.rank or 0)
+
+
+def _more_memory(record: StageRecord) -> str | None:
+    """What to change for a stage that needs more of the host's memory; None if nothing is known."""
+    asked = (record.submission.resources if record.submission else {}).get("mem_gb")
+    workers = record.config.get("workers")
+    if asked:
+        return f"resources.mem_gb={2 * asked:g}"
+    return f"workers={workers // 2}" if isinstance(workers, int) and workers > 1 else None
 
 
 def explain(
@@ -197,7 +208,7 @@ def _failed(record: StageRecord, commands: Commands) -> Told:
     failure = failure_of(attempt)
     gave_up = (attempt["exit"] or {}).get("reason") or ""
     reason = str(failure)
-    if failure.cause in ("hang", "communication") and gave_up not in reason:
+    if failure.cause in ("hang", "communication", "killed") and gave_up not in reason:
         reason += f" ({gave_up})"
     return Told(
         reason=reason,

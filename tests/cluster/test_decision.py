@@ -163,3 +163,26 @@ def test_success_without_a_result_does_not_end_as_success() -> None:
     decision = decide(ending(0))
     assert decision.exit_code == 1
     assert "there is no result" in decision.reason
+
+
+def test_memory_that_slurm_ended_the_ranks_for_stops_the_stage() -> None:
+    assert root_cause(253, ()) == 71
+    lost = failure(74, "communication")
+    assert decide(ending(253, failures=(lost,))).action == "stop"
+    killed = failure(71, "out_of_host_memory", at=2.0, rank=1)
+    decision = decide(ending(137, failures=(failure(74, "communication", at=1.0), killed)))
+    assert (decision.action, decision.exit_code) == ("stop", 71)
+
+
+def test_a_hang_that_a_watchdog_recorded_counts_not_the_signal_that_ended_the_rank() -> None:
+    hang = failure(73, "hang", at=1.0, rank=2)
+    decision = decide(ending(137, failures=(hang, failure(74, "communication", at=2.0))))
+    assert (decision.action, decision.exit_code, decision.self_ended) == ("requeue", 73, True)
+    history = (past(10), past(10), past(10))
+    assert decide(ending(137, failures=(hang,), history=history)).action == "stop"
+
+
+def test_ranks_killed_on_their_way_out_of_an_agreed_stop_are_no_crash() -> None:
+    killed = failure(137, "killed")
+    assert root_cause(137, (killed,), agreed=True) == 75
+    assert root_cause(137, (killed,)) == 137

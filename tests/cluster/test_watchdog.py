@@ -20,6 +20,7 @@ from cluster.hang import Limits, RankState, StepTimes, limit, verdict
 from cluster.heartbeat import Heart, Monitor, Pulse
 from cluster.processes import RankGroup
 from tests.cluster.bench import PYTHON, REPOSITORY, Bench
+from tests.cluster.memory_group import memory_group
 
 SECONDS = 1.5  # of silence that are a hang, once a step time is known
 LIMITS = Limits.of(60)
@@ -197,15 +198,23 @@ FAULTS = {
     "crash": ("crash:30", 1, 2),
     "save": ("save:30", 0, 2),
     "suspended": ("", 0, 2),
+    "eat": ("eat:30", 1, 2),
 }
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
-    """All faults at once, each in a group of ranks of its own."""
-    root = tmp_path_factory.mktemp("watched")
+    """All faults at once, each in ranks of its own."""
+    with memory_group() as memory:
+        yield from _run_all(tmp_path_factory.mktemp("watched"), memory)
+
+
+def _run_all(root: Path, memory: Path | None) -> Iterator[dict[str, Case]]:
+    """Only `eat` runs in the control group `memory`, and not without one."""
     groups: dict[str, tuple[RankGroup, Path]] = {}
     for name, (fault, rank, world_size) in FAULTS.items():
+        if name == "eat" and memory is None:
+            continue
         stage = fsio.make_dir(root / name)
         fsio.write_json(stage / "stage.json", {"key": name})
         env = {
@@ -216,6 +225,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
             "ORCHESTRATE_FAULT_RANK": str(rank),
         }
         argv = [sys.executable, "-m", "tests.cluster.watched_stage", str(stage)]
+        if name == "eat" and memory:
+            argv = ["sh", "-c", f'echo $$ > {memory}/cgroup.procs; exec "$@"', "sh", *argv]
         # The executor's own patience is longer than the test: the watchdogs have to act.
         group = RankGroup(argv, env, world_size, stage, kill_seconds=600)
         groups[name] = (group, stage / "attempts" / "s001r000")
@@ -297,6 +308,14 @@ def test_a_rank_that_dies_takes_down_those_that_wait_for_it_and_stays_the_cause(
     assert (first["cause"], first["exit_code"]) == (cause, code)
     assert (other["cause"], other["exit_code"]) == ("communication", 74)
     assert first["at"] < other["at"]
+
+
+def test_a_rank_killed_for_want_of_memory_is_recorded_so(cases: dict[str, Case]) -> None:
+    if "eat" not in cases:
+        pytest.skip("no right to make a control group with a limit of memory")
+    failure = cases["eat"].read("failure-rank1.json")
+    assert (failure["exit_code"], failure["cause"]) == (71, "out_of_host_memory")
+    assert "resources.mem_gb" in failure["message"] and "workers" in failure["message"]
 
 
 @pytest.mark.parametrize("name", ["save", "suspended"])

@@ -3,7 +3,8 @@
 They meet through files, where real ones use a collective, and wait as NCCL does: for ever, deaf to
 SIGTERM. `ORCHESTRATE_FAULT` makes one of them hang in the first attempt, see
 `recipes.engine.hangs`; `kill:n` and `crash:n` make it die of SIGKILL, or record an error and leave;
-`save:n` makes it save for a time in which it may not be silent otherwise.
+`save:n` makes it save for a time in which it may not be silent otherwise; `eat:n` fills half a
+gigabyte.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def _fault(rank: int) -> tuple[str, int]:
 
 
 def _maybe_die(fault: tuple[str, int], attempt: Path, ranks: RankEnv, step: int) -> None:
+    if fault == ("eat", step):
+        print(len(bytearray(512 << 20)))
     if fault == ("kill", step):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == ("crash", step):

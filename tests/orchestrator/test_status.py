@@ -172,6 +172,40 @@ def test_the_rank_that_failed_first_by_itself_is_named_with_its_log(run: Fabrica
     )
 
 
+@pytest.mark.parametrize(
+    ("workers", "mem_gb", "change"),
+    [(8, 64, "resources.mem_gb=128"), (8, None, "workers=4"), (1, None, None)],
+)
+def test_memory_of_the_host_is_told_apart_and_more_of_it_or_fewer_workers_advised(
+    run: FabricatedRun, workers: int, mem_gb: float | None, change: str | None
+) -> None:
+    run.submitted("pretrain")
+    stage = run.stage("pretrain")
+    spec, submission = fsio.read_json(stage.stage_file), stage.path / "submission-1.json"
+    spec["config"]["workers"] = workers
+    fsio.write_json(stage.stage_file, spec)
+    asked = {"resources": {"mem_gb": mem_gb}}
+    fsio.write_json(submission, {**fsio.read_json(submission), **asked})
+    killed = failure(1, "out_of_host_memory", "the kernel killed a process of it", at=1.0)
+    ended = {"exit_code": 71, "decision": "stop", "reason": ""}
+    run.started("pretrain", failure_rank1=killed, exit=ended)
+    told = read(run)["pretrain"].told
+    assert told.reason == "out of host memory on n1 rank 1: the kernel killed a process of it"
+    assert (f"++stages.pretrain.{change}" in told.next) if change else ("logs" in told.next)
+
+
+def test_a_killed_rank_is_named_before_those_who_lost_it_and_its_stage_is_no_failure(
+    run: FabricatedRun,
+) -> None:
+    run.submitted("pretrain")
+    killed = failure(3, "killed", "the process ended by SIGKILL without a word", at=2.0)
+    run.started("pretrain", failure_rank3=killed)
+    assert read(run)["pretrain"].status is Status.LOST
+    lost = failure(0, "communication", "Connection closed by peer", at=1.0)
+    run.started("pretrain", failure_rank0=lost, failure_rank3=killed)
+    assert "killed on n3 rank 3: the process ended by SIGKILL" in read(run)["pretrain"].told.reason
+
+
 def test_commands_leave_out_a_store_that_is_the_default(
     run: FabricatedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
