@@ -241,16 +241,22 @@ class TrainFields(Strict):
         return self
 
     @model_validator(mode="after")
-    def _deepspeed_has_an_effect(self) -> TrainFields:
-        keys = self.deepspeed
-        if keys.zero_optimization is not None and not self.zero_stage:
+    def _deepspeed_keys_fit(self) -> TrainFields:
+        keys, zero, stage = self.deepspeed, self.deepspeed.zero_optimization, self.zero_stage
+        if zero is not None and not stage:
             raise ValueError(
                 "deepspeed.zero_optimization has no effect with zero_stage 0: remove it"
             )
-        if keys.communication_data_type and self.zero_stage and self.precision != "fp32":
+        if keys.communication_data_type and stage and self.precision != "fp32":
             raise ValueError(
-                "deepspeed.communication_data_type has no effect with zero_stage "
-                f"{self.zero_stage} and precision {self.precision}: gradients go as fp32; remove it"
+                f"deepspeed.communication_data_type has no effect with zero_stage {stage} and "
+                f"precision {self.precision}: gradients go as fp32; remove it"
+            )
+        scaled = keys.prescale_gradients or keys.gradient_predivide_factor not in (None, 1.0)
+        if scaled and stage >= 2 and (zero is None or zero.reduce_scatter is not False):
+            raise ValueError(
+                "deepspeed.prescale_gradients and gradient_predivide_factor need zero_stage 0 or "
+                "1, or deepspeed.zero_optimization.reduce_scatter: false"
             )
         return self
 

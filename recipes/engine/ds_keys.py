@@ -93,6 +93,7 @@ class ZeroKeys(_Keys):
         "gather_16bit_weights_on_model_save": _CHECKPOINTS,
         "stage3_gather_16bit_weights_on_model_save": _CHECKPOINTS,
         "stage3_gather_fp16_weights_on_model_save": _CHECKPOINTS,
+        "leaf_module": "it is for mixtures of experts",
         "legacy_stage1": "DeepSpeed has removed it",
         "save_muon_momentum_buffer_in_memory": _OPTIMIZER,
         "zenflow": "it changes when weights are updated, which the training loop does not know",
@@ -127,7 +128,6 @@ class ZeroKeys(_Keys):
     override_module_apply: bool | None = Field(None, description="stage 3")
     log_trace_cache_warnings: bool | None = Field(None, description="stage 3")
     enable_sanity_checks: bool | None = Field(None, description="stage 3")
-    leaf_module: dict[str, Any] | None = Field(None, description="stage 3")
 
 
 class DeepSpeedKeys(_Keys):
