@@ -24,10 +24,12 @@ class LossOutput:
 class Trainable(Protocol):
     """A `torch.nn.Module` that the loop can train.
 
-    It may also have `set_epoch(epoch: int)`, called before the first step of every epoch and after
-    a resume, and `after_step(step: int)`, called after each optimizer step. An attribute
-    `spans_ranks = True` says that its loss changes with the number of ranks (negatives gathered
-    over all, for example): a training does not go on with another number of them then.
+    It may also have `set_length(steps: int)`, called once with the optimizer steps of the whole
+    training; `set_epoch(epoch: int)`, called before every optimizer step; and `after_step(step:
+    int)`, called after each one that was taken, with the weights whole on this rank (a step that is
+    left out has none). An attribute `spans_ranks = True` says that its loss changes with the number
+    of ranks (negatives gathered over all, for example): a training does not go on with another
+    number of them then.
     """
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -46,7 +48,11 @@ class Method(Trainable, Protocol):
 
 
 class Batches(Protocol):
-    """Micro-batches of this rank from an optimizer step on; `recipes.data.loader.TrainBatches`."""
+    """Micro-batches of this rank from an optimizer step on; `recipes.data.loader.TrainBatches`.
+
+    They may also have `video(row: int) -> str`, a name for messages, and what is known of their
+    supply: `workers`, `usage` (`recipes.data.pool.Usage`) and `prepared_share`.
+    """
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,8 +67,10 @@ class TrainOutcome:
     """What training ended with: optimizer steps done, the last logged metrics, and the way there.
 
     `history` has a few thousand evenly spaced (step, metrics) at most, of all attempts together.
+    `shortage` says what held training up last, and what helps; None where nothing did.
     """
 
     steps: int
     metrics: Mapping[str, float]
     history: Sequence[tuple[int, Mapping[str, float]]] = ()
+    shortage: str | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ from recipes.engine.contract import LossOutput
 from recipes.engine.loop import train
 from recipes.engine.optim import param_groups
 from recipes.engine.schedule import lr_factor
-from recipes.engine.speed import Speed
 from tests.recipes.engine_worker import TrainConfig, make_context
 
 PER_EPOCH = 3
@@ -211,7 +213,7 @@ def test_checkpoints_are_taken_by_steps_and_by_time(tmp_path):
     settings = config(checkpoint={"minutes": None, "steps": 3, "keep": 5})
     go(tmp_path / "steps", Regression(), settings)
     assert checkpoint.steps(tmp_path / "steps" / "checkpoints") == [3, 6, 7]
-    settings = config(checkpoint={"minutes": 1e-9, "keep": 9})
+    settings = config(checkpoint={"minutes": 1e-9, "keep": 9, "asynchronous": False})
     go(tmp_path / "time", Regression(), settings)
     assert checkpoint.steps(tmp_path / "time" / "checkpoints") == [1, 2, 3, 4, 5, 6, 7]
 
@@ -233,24 +235,148 @@ def test_data_that_end_too_early_are_an_error(tmp_path):
         go(tmp_path, Regression(), config(), last=5)
 
 
-def test_speed_counts_waiting_within_steps_only(monkeypatch):
-    clock = {"now": 100.0}
-    monkeypatch.setattr("recipes.engine.speed.time.monotonic", lambda: clock["now"])
-    speed = Speed(clips_per_step=8)
-    for _ in range(3):
-        speed.begin_step()
-        with speed.waiting():
-            clock["now"] += 1.0
-        clock["now"] += 3.0
-        speed.end_step()
-        clock["now"] += 50.0  # a save
-    assert speed.split() == {
-        "speed/clips_per_second": 2.0,
-        "speed/step_seconds": 4.0,
-        "speed/data_wait_seconds": 1.0,
-        "speed/compute_seconds": 3.0,
-        "speed/data_wait_share": 0.25,
-    }
-    assert speed.clips_per_second == 2.0
-    assert speed.data_wait_share == 0.25
-    assert speed.seconds_left(10) == 40.0
+def test_a_checkpoint_written_in_the_background_is_committed_while_training_goes_on(tmp_path):
+    settings = config(max_steps=40, checkpoint={"minutes": None, "steps": 20, "keep": 5})
+    seen = []
+
+    class Looks(Regression):
+        def after_step(self, step: int) -> None:
+            if step > 20:  # slow enough for a disk
+                time.sleep(0.02)
+                seen.append(checkpoint.steps(tmp_path / "checkpoints"))
+
+    go(tmp_path, Looks(), settings)
+    assert [20] in seen
+    assert checkpoint.steps(tmp_path / "checkpoints") == [20, 40]
+
+
+def test_every_phase_of_a_step_is_told_in_the_same_order(tmp_path):
+    beats: list[tuple[str, int]] = []
+    settings = config(max_steps=3, checkpoint={"minutes": None, "steps": 2})
+    ctx = {"beat": lambda phase, step: beats.append((phase, step))}
+    go(tmp_path, Regression(), settings, on_epoch=lambda epoch: None, ctx=ctx)
+    micro = ["data", "forward", "backward"]
+    step = [*micro, *micro, "agree", "optimize"]
+    assert [phase for phase, at in beats if at == 0] == step
+    assert [phase for phase, at in beats if at == 1] == step
+    assert [phase for phase, at in beats if at == 2] == ["save", *step]
+    assert [phase for phase, at in beats if at == 3] == ["save", "evaluate", "idle", "idle"]
+
+
+class Poisoned(Regression):
+    """Its loss, or the gradient of its head, is not finite in some steps."""
+
+    def __init__(self, steps: set[int], what: str) -> None:
+        super().__init__()
+        self.bad, self.what, self.calls = steps, what, 0
+        self.head.weight.register_hook(self._spoil)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        self.calls += 1
+        output = super().loss(batch)
+        if self.what == "loss" and self._step in self.bad:
+            output.loss.data.fill_(float("nan"))
+        return output
+
+    @property
+    def _step(self) -> int:
+        return (self.calls + 1) // 2
+
+    def _spoil(self, gradient: torch.Tensor) -> torch.Tensor:
+        return (
+            gradient * float("inf")
+            if self.what == "gradient" and self._step in self.bad
+            else gradient
+        )
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_few_steps_that_are_not_finite_are_left_out_where_the_recipe_says_so(
+    tmp_path, what, zero_stage
+):
+    settings = config(skip_non_finite=2, zero_stage=zero_stage, log_every=1)
+    model = Poisoned({2, 3, 5}, what)
+    outcome = go(tmp_path, model, settings)
+    assert outcome.steps == 7
+    assert outcome.metrics["train/skipped_steps"] == 3
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    logged = {line["step"]: line["metrics"] for line in lines(tmp_path, "metrics.jsonl")}
+    assert "train/loss" not in logged[2]
+    assert math.isfinite(logged[4]["train/loss"])
+
+
+def test_a_step_left_out_changes_neither_weights_nor_momentum(tmp_path):
+    left_out = Poisoned({7}, "loss")
+    go(tmp_path / "a", left_out, config(skip_non_finite=1))
+    shorter = Regression()
+    stop = {"stop_requested": lambda: shorter.epochs == [0, 0, 0, 1, 1, 1]}
+    with pytest.raises(Preempted):
+        go(tmp_path / "b", shorter, config(), ctx=stop)
+    for one, other in zip(left_out.parameters(), shorter.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_more_of_them_in_a_row_end_training_and_name_the_videos(tmp_path, zero_stage):
+    settings = config(skip_non_finite=1, zero_stage=zero_stage)
+
+    class Named(Numbers):
+        def video(self, row: int) -> str:
+            return f"/videos/{row}.mp4"
+
+    with pytest.raises(DivergedError) as error:
+        train(make_context(tmp_path), Poisoned({3, 4}, "loss"), lambda at: Named(at, 2), settings)
+    said = str(error.value)
+    assert "step 4 (epoch 1), nor was it in the 1 steps before" in said
+    assert "12, 13, 14, 15: /videos/12.mp4, /videos/13.mp4, /videos/14.mp4" in said
+
+
+def test_an_averaged_model_is_evaluated_and_left_and_the_raw_weights_are_saved(tmp_path):
+    seen = []
+    model = Regression()
+
+    def evaluate(epoch: int) -> None:
+        seen.append(model.head.weight.detach().clone())
+
+    raw = Regression()
+    go(tmp_path / "raw", raw, config(max_steps=3))
+    go(tmp_path / "ema", model, config(max_steps=3, ema_decay=0.9), on_epoch=evaluate)
+    assert torch.equal(seen[0], model.head.weight)
+    assert not torch.equal(raw.head.weight, model.head.weight)
+    assert set(dict(model.named_buffers())) == set()
+    again = Regression()
+    go(tmp_path / "ema", again, config(max_steps=3, ema_decay=0.9))
+    assert torch.equal(again.head.weight, model.head.weight)
+    longer = Regression()
+    go(tmp_path / "ema", longer, config(ema_decay=0.9))
+    unbroken = Regression()
+    go(tmp_path / "unbroken", unbroken, config(ema_decay=0.9))
+    assert torch.equal(longer.head.weight, unbroken.head.weight)
+
+
+def test_chosen_steps_are_traced_into_files_that_are_recorded(tmp_path):
+    settings = config(profile={"first": 3, "last": 4})
+    go(tmp_path, Regression(), settings)
+    figures = tmp_path / "outputs" / "figures"
+    names = ["trace-steps-3-4.json.gz", "trace-steps-3-4.txt"]
+    assert sorted(path.name for path in figures.iterdir()) == names
+    trace = json.loads(gzip.decompress((figures / names[0]).read_bytes()))
+    assert any("backward" in event.get("name", "").lower() for event in trace["traceEvents"])
+    assert "aten::" in (figures / names[1]).read_text()
+
+
+def test_a_trace_is_written_although_a_stop_comes_within_its_steps(tmp_path):
+    model = Regression()
+    stop = {"stop_requested": lambda: len(model.epochs) == 5}
+    with pytest.raises(Preempted):
+        go(tmp_path, model, config(profile={"first": 5, "last": 7}), ctx=stop)
+    assert (tmp_path / "outputs" / "figures" / "trace-steps-5-5.json.gz").exists()
+
+
+def test_what_runs_is_said_once(tmp_path, capsys):
+    go(tmp_path, Regression(), config())
+    said = capsys.readouterr().out
+    assert said.count("parameters") == 1
+    assert "batch 4 = 1 ranks x micro-batch 2 x 2 accumulated; fp32; sgd, lr 0.3" in said
+    assert "7 steps, 3 an epoch: 2.333 epochs" in said
