@@ -61,7 +61,7 @@ def encode(
     Everything is done by one thread, so that the same source and libraries give the same bytes.
 
     Args:
-        source: a video, found undamaged by `recipes.data.scan.decoded`.
+        source: a video, found undamaged by `recipes.data.reel.decoded`.
         target: a new name; it is there afterwards only if all was well, and then also on disk.
         options: short side, distance of key frames, quality.
         decoder: the one that will read the file, for the test of access by index.

@@ -8,16 +8,18 @@ from typing import Any
 
 from cluster.fsio import sha256_file
 from recipes.contract import InputError
-from recipes.data.decode import CONTAINERS, last_line
+from recipes.data.decode import CONTAINERS, last_line, read_frames
 from recipes.data.demux import LATE_KEY, is_indexed
-from recipes.data.probe_access import Film, try_access
-from recipes.data.scan import Scan, UnusableError, decoded, demuxed
+from recipes.data.probe_access import Film, try_access, words_of
+from recipes.data.reel import decoded, demuxed
+from recipes.data.scan import Scan, UnusableError
 
 VERSION = 3  # raise it when the same file may be described in another way
 
 # decord 0.6.0 carries FFmpeg 4.1
 _NOT_IN_DECORD = frozenset({"av1"})
 _NOT_FOR_DECORD = frozenset({"mpegvideo", "ogg"})
+_AT_TIMES_NOT_FOR_DECORD = frozenset({"mpeg", "asf", "flv"})  # it depends on length and codec
 
 _MEND = "data.prepare can re-encode it"
 _ANOTHER = ", or set data.decoder: pyav"
@@ -126,7 +128,7 @@ def _decoded(path: Path, decoder: str) -> Probe:
 
 def _demuxed(path: Path, decoder: str) -> Probe:
     scan = demuxed(path)
-    trouble = _known_trouble(scan) if decoder == "decord" else ""
+    trouble = (_known_trouble(scan) or _cannot_begin(path, scan)) if decoder == "decord" else ""
     if trouble:
         return _described(scan, "reject", f"decord {trouble}; {_MEND}{_ANOTHER}")
     if scan.order.doubt == LATE_KEY:
@@ -153,6 +155,17 @@ def _known_trouble(scan: Scan) -> str:
         return "may take the other film in the file"
     if scan.layout.edit_list:
         return "does not follow its edit list"
+    return ""
+
+
+def _cannot_begin(path: Path, scan: Scan) -> str:
+    """Why decord does not open a file or read its first frame, tried where nothing else tells."""
+    if _AT_TIMES_NOT_FOR_DECORD.isdisjoint(scan.container.split(",")):
+        return ""
+    try:
+        read_frames(path, [0], verdict="sequential", decoder="decord")
+    except InputError as error:
+        return f"fails ({words_of(error, path)})"
     return ""
 
 

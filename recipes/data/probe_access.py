@@ -13,7 +13,8 @@ from recipes.contract import InputError
 from recipes.data.decode import Request, Target, last_line, read_frames
 from recipes.data.decode_pyav import read_again
 from recipes.data.demux import is_indexed
-from recipes.data.scan import Reel, Scan
+from recipes.data.reel import Reel
+from recipes.data.scan import Scan
 from recipes.data.witness import agrees
 
 _PLACE = re.compile(r"\[\d+:\d+:\d+\] |/\S+\.cc:\d+: ")
@@ -83,12 +84,12 @@ def try_access(film: Film) -> tuple[str, str]:
                 return "random", ""
             doubt = f"{film.decoder} finds other frames by random access"
         except InputError as error:
-            doubt = f"{film.decoder} fails by random access ({_words(error, film.reel.path)})"
+            doubt = f"{film.decoder} fails by random access ({words_of(error, film.reel.path)})"
     try:
         if film.agrees(_spread(sorted(film.scan.witnesses.kept), _IN_ORDER), "sequential"):
             return "sequential", f"read from its first frame each time: {doubt}"
     except InputError as error:
-        return "reject", f"{film.decoder} fails ({_words(error, film.reel.path)})"
+        return "reject", f"{film.decoder} fails ({words_of(error, film.reel.path)})"
     return "reject", f"{film.decoder} shows other frames than the file has"
 
 
@@ -132,7 +133,7 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
     return [items[place] for place in places]
 
 
-def _words(error: InputError, path: Path) -> str:
+def words_of(error: InputError, path: Path) -> str:
     """The message without time, place in the decoder's code and name of the file.
 
     What a row says of a file must not depend on when and where it was looked at.

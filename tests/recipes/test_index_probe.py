@@ -12,10 +12,11 @@ import av
 import numpy as np
 import pytest
 
+from recipes.data.bitstream import hole_test
 from recipes.data.container import layout
 from recipes.data.decode import open_container, read_frames, video_stream
 from recipes.data.probe import probe
-from recipes.data.scan import decoded
+from recipes.data.reel import decoded
 from recipes.data.witness import Witnesses, agrees
 from recipes.data.workers import each_expendable
 from tests.recipes import corpus_edits as edits
@@ -126,6 +127,54 @@ def test_a_checksum_tells_of_pictures_that_decode_to_anything(tmp_path: Path) ->
     data[place + size - 5] ^= 0x55
     path.write_bytes(data)
     assert "checksum" in probe(path).reason
+
+
+SECTOR = 512
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "zeros"),
+    [("a.mp4", "libx264", 48), ("a.flv", "libx264", 48), ("a.webm", "libvpx-vp9", SECTOR)],
+)
+def test_a_hole_in_a_picture_that_still_decodes_is_seen(
+    tmp_path: Path, name: str, codec: str, zeros: int
+) -> None:
+    options = FAST if "vpx" in codec else {"crf": "4"}
+    path = write(tmp_path / name, draw(8, 144, 176), codec, options=options)
+    data = bytearray(path.read_bytes())
+    place, size = max(packets_of(path), key=lambda one: one[1])
+    data[place + size // 2 : place + size // 2 + zeros] = bytes(zeros)
+    path.write_bytes(data)
+    assert "has a hole" in probe(path, "pyav").reason
+
+
+@pytest.mark.parametrize(
+    ("packet", "damaged"),
+    [
+        (b"\x65\x88" + bytes(31) + b"\x80", False),
+        (b"\x65\x88" + bytes(32) + b"\x80", True),
+        (b"\x65\x88" + bytes(32), False),  # padding
+        (b"\x65\x88" + bytes(32) + b"\1\x41\x9a", False),  # up to the next start code
+        (bytes(40), True),
+    ],
+)
+def test_zeros_are_a_hole_unless_they_may_be_padding(packet: bytes, damaged: bool) -> None:
+    has_hole = hole_test("h264")
+    assert has_hole is not None
+    assert has_hole(packet) == damaged
+    assert hole_test("mpeg4") is None
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.asf", "msmpeg4"), ("a.flv", "libx264")])
+@pytest.mark.parametrize("mode", ["full", "demux"])
+def test_what_decord_cannot_open_is_refused_for_it_in_either_mode(
+    tmp_path: Path, name: str, codec: str, mode: str
+) -> None:
+    path = write(tmp_path / name, draw(1), codec)
+    refused = probe(path, "decord", mode)
+    assert refused.verdict == "reject"
+    assert "data.decoder: pyav" in refused.reason
+    assert probe(path, "pyav", mode).verdict != "reject"
 
 
 def test_a_lost_page_is_missed(tmp_path: Path) -> None:
