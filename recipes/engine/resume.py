@@ -13,26 +13,25 @@ from typing import Any
 
 import torch
 
-from recipes.contract import ConfigurationError, DivergedError, InputError, StageError
+from recipes.contract import DivergedError, InputError, StageError
 from recipes.engine import (
     checkpoint,
     distributed,
     faults,
     fragments,
     interval,
+    restore,
     shards,
     space,
     state,
 )
 from recipes.engine.config import TrainFields
 from recipes.engine.deepspeed_engine import Engine
-from recipes.engine.reader import Reader
 from recipes.engine.writer import Background, Snapshot
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 60.0  # after a save that failed; space may have come back
-_NOTHING, _REFUSED = -1, -2
 
 
 class SaveError(StageError):
@@ -93,16 +92,9 @@ class Saver:
             InputError: there are checkpoints and none may be used, or it does not fit the model.
             ConfigurationError: it was saved by another number of ranks, on which the loss depends.
         """
-        step, ranks = self._choose()
-        if step == _NOTHING:
-            return 0, None
-        self._check_ranks(step, ranks)
-        folder = self._directory / checkpoint.name_of(step)
-        reader = Reader(folder, ranks)
-        reader.refuse_misfit(fragments.shapes(self._engine.model))
-        loop = self._load(reader, step, ranks)
-        self._committed = step
-        log.info("resumed from %s", folder)
+        step, loop = restore.newest(self._directory, self._engine, self._config)
+        if step:
+            self._committed = step
         return step, loop
 
     def check_space(self) -> None:
@@ -178,56 +170,6 @@ class Saver:
     def close(self) -> None:
         """Let this rank's writing end, when training is over for whatever reason; no collective."""
         self._background.wait()
-
-    def _choose(self) -> tuple[int, int]:
-        """Rank 0 looks and verifies, the others are told: (step, ranks that saved it)."""
-        answer, refusal = [_NOTHING, 0], None
-        if distributed.is_main():
-            try:
-                checkpoint.sweep(self._directory)
-                found = checkpoint.newest(self._directory)
-                if found is not None:
-                    answer = [found.step, int(found.description["world_size"])]
-            except StageError as error:
-                answer, refusal = [_REFUSED, 0], error
-        step, ranks = distributed.from_main(answer)
-        if refusal is not None:
-            raise refusal
-        if step == _REFUSED:
-            raise InputError("rank 0 refused the checkpoints; its log says why")
-        return step, ranks
-
-    def _check_ranks(self, step: int, ranks: int) -> None:
-        now = distributed.world_size()
-        if ranks == now:
-            return
-        if self._engine.spans_ranks:
-            raise ConfigurationError(
-                f"step {step} was saved by {ranks} ranks and the loss depends on their number: "
-                f"it cannot be continued by {now}. Ask for {ranks} ranks again"
-            )
-        log.warning(
-            "step %d was saved by %d ranks and is continued by %d: same weights, batches and "
-            "dropout, sums in another order",
-            step,
-            ranks,
-            now,
-        )
-
-    def _load(self, reader: Reader, step: int, ranks: int) -> dict[str, Any]:
-        model, rank, now = self._engine.model, distributed.rank(), distributed.world_size()
-        raw = self._engine.raw
-        held = fragments.slots(raw, model)
-        fragments.load(held, raw, reader.kinds, reader.fetch, reader.numbers())
-        reader.fill_buffers(model, rank)
-        self._engine.load_scaler_state(reader.states[0]["scaler"])
-        raw.global_steps = step
-        raw.global_samples = step * self._config.batch_size
-        raw.micro_steps = step * self._config.accumulation(now)
-        if rank < ranks:
-            state.restore_random(reader.own("random", rank), reader.states[rank]["random"])
-        loops = [one["loop"] for one in reader.states]
-        return state.join_loops(loops, now) if now != ranks else loops[rank]
 
     def _begin(self, step: int, loop: Mapping[str, Any], *, must: bool) -> None:
         self._refuse_broken_weights(step)
