@@ -234,10 +234,6 @@ class TrainFields(Strict):
                 f"optimizer {self.optimizer.name} needs zero_stage 0; here it is {stage}: ZeRO "
                 "joins tensors into one, so the norms of single tensors that it goes by are gone"
             )
-        if self.ema_decay is not None and stage == 3:
-            raise ValueError(
-                "ema_decay needs zero_stage 0, 1 or 2; here it is 3: no rank has the whole weights"
-            )
         return self
 
     @model_validator(mode="after")
@@ -251,12 +247,6 @@ class TrainFields(Strict):
             raise ValueError(
                 f"deepspeed.communication_data_type has no effect with zero_stage {stage} and "
                 f"precision {self.precision}: gradients go as fp32; remove it"
-            )
-        scaled = keys.prescale_gradients or keys.gradient_predivide_factor not in (None, 1.0)
-        if scaled and stage >= 2 and (zero is None or zero.reduce_scatter is not False):
-            raise ValueError(
-                "deepspeed.prescale_gradients and gradient_predivide_factor need zero_stage 0 or "
-                "1, or deepspeed.zero_optimization.reduce_scatter: false"
             )
         return self
 

@@ -39,6 +39,7 @@ _OFFLOAD = "use offload"
 _OPTIMIZER = "use optimizer"
 _PARALLEL = "training here is data parallel only"
 _PRECISION = "use precision"
+_SUMS = "gradients are summed as fp32, so it makes no difference when they are divided"
 _SPEED = "the training loop measures and reports its speed: see log_every and profile"
 _KERNELS = "it needs kernels that DeepSpeed compiles on the node, which is not done here"
 
@@ -143,6 +144,8 @@ class DeepSpeedKeys(_Keys):
         "managed_gradient_accumulation": _BATCH,
         "gradient_clipping": "use clip_grad",
         "gradient_allreduce_op": "the gradient is the mean over the clips of a batch",
+        "prescale_gradients": _SUMS,
+        "gradient_predivide_factor": _SUMS,
         "fp16": _PRECISION,
         "bf16": _PRECISION,
         "bfloat16": _PRECISION,
@@ -190,5 +193,3 @@ class DeepSpeedKeys(_Keys):
     communication_data_type: Literal["fp32", "fp16", "bf16"] | None = Field(
         None, description="gradients between ranks; nothing but precision fp32 or zero_stage 0"
     )
-    prescale_gradients: bool | None = Field(None, description="divide before, not after summing")
-    gradient_predivide_factor: float | None = Field(None, gt=0.0)

@@ -54,10 +54,8 @@ CASES: dict[str, dict[str, Any]] = {
     "keys_passed_through": {
         "zero_stage": 3,
         "deepspeed": {
-            "gradient_predivide_factor": 2.0,
             "communication_data_type": "bf16",
             "zero_optimization": {
-                "reduce_scatter": False,
                 "reduce_bucket_size": 1000,
                 "overlap_comm": True,
                 "stage3_param_persistence_threshold": 0,
@@ -225,18 +223,6 @@ def test_keys_without_effect_are_refused():
     keys = {"communication_data_type": "bf16"}
     with pytest.raises(ValidationError, match="no effect with zero_stage 1 and precision bf16"):
         fields(zero_stage=1, precision="bf16", deepspeed=keys)
-
-
-@pytest.mark.parametrize(
-    "keys", [{"prescale_gradients": True}, {"gradient_predivide_factor": 2.0}], ids=str
-)
-def test_keys_that_deepspeed_would_refuse_on_the_node_are_refused_at_plan(keys):
-    for stage in (2, 3):
-        with pytest.raises(ValidationError, match="reduce_scatter: false"):
-            fields(zero_stage=stage, deepspeed=keys)
-        fields(zero_stage=stage, deepspeed={**keys, "zero_optimization": {"reduce_scatter": False}})
-    for stage in (0, 1):
-        fields(zero_stage=stage, deepspeed=keys)
 
 
 def test_only_keys_that_were_given_are_part_of_a_stage():
