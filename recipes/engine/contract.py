@@ -74,3 +74,8 @@ class TrainOutcome:
     metrics: Mapping[str, float]
     history: Sequence[tuple[int, Mapping[str, float]]] = ()
     shortage: str | None = None
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What to say of it in a stage's summary."""
+        return {} if self.shortage is None else {"shortage": self.shortage}

@@ -54,7 +54,7 @@ def run(ctx: StageContext, config: FinetuneConfig) -> StageResult:
     return StageResult(
         outputs={"classifier": output},
         metrics={**outcome.metrics, **metrics},
-        summary=facts,
+        summary={**facts, **outcome.remarks},
         steps=outcome.steps,
     )
 

@@ -108,7 +108,7 @@ def _export(
     return StageResult(
         outputs={"encoder": Output(kind="encoder", path=path, meta=meta)},
         metrics={**outcome.metrics, "num_train": float(len(table)), "coverage": table.coverage},
-        summary=_summary(config, table, outcome.steps),
+        summary={**_summary(config, table, outcome.steps), **outcome.remarks},
         steps=outcome.steps,
     )
 
