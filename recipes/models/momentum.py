@@ -63,7 +63,8 @@ class FeatureQueue(nn.Module):
 
     `hold` the keys of every micro-batch, and `enqueue` them in `after_step`: so all micro-batches
     of a step are compared with the same queue, and its content does not depend on how the batch is
-    shared out over ranks.
+    shared out over ranks. `begin_step` in `set_epoch`, which comes before every step, forgets what
+    was held for one that was left out.
     """
 
     features: Tensor
@@ -75,6 +76,10 @@ class FeatureQueue(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self._held: list[Tensor] = []
 
+    def begin_step(self) -> None:
+        """Forget keys that were held and not enqueued: their step was left out."""
+        self._held.clear()
+
     def hold(self, keys: Tensor) -> None:
         """Take the keys (B, D) of this rank's micro-batch; B is equal for all."""
         self._held.append(keys.detach())
@@ -83,8 +88,8 @@ class FeatureQueue(nn.Module):
     def enqueue(self) -> None:
         """Put the keys held on all ranks over the oldest ones, in the order of micro-batches.
 
-        A key that is not finite would stay in every loss for K keys to come: a step that has one
-        leaves the queue as it was. Nothing here waits for the device.
+        A key that is not finite would be in every loss until K others have come: a step that has
+        one leaves the queue as it was. Nothing here waits for the device.
 
         Raises:
             ConfigurationError: the length is no multiple of the keys of a step, so that some keys

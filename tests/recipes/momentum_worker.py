@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from recipes.contract import Preempted
 from recipes.data.augment import normalize
 from recipes.data.loader import Batch
 from recipes.engine.contract import LossOutput
+from recipes.methods.dpc.config import DPCConfig
+from recipes.methods.dpc.method import DPC
+from recipes.models.config import R2D3DTinyConfig
+from recipes.models.encoder import save_encoder
 from recipes.models.momentum import FeatureQueue, MomentumEncoder, encode_shuffled, momentum_at
-from tests.recipes.engine_worker import TinyBatches, TrainConfig, main, make_context
+from tests.recipes.engine_worker import CLIP, TinyBatches, TrainConfig, main, make_context
 
 STEPS, LENGTH, DIM = 6, 16, 4
 
@@ -37,7 +41,17 @@ class TinyMoco(nn.Module):
         self.encoder(torch.zeros(1, 3, 3, 16, 16))
         self.momentum = MomentumEncoder(self.encoder)
         self.queue = FeatureQueue(LENGTH, DIM)
-        self.enqueued: list[Tensor] = []
+        self.steps = 0
+        self.poison_step: int | None = None
+        self.held: list[list[Tensor]] = []  # the keys of every step since the start or a resume
+        self.weights: list[Tensor] = []  # what every step left
+
+    def set_length(self, steps: int) -> None:
+        self.steps = steps
+
+    def set_epoch(self, epoch: int) -> None:
+        self.queue.begin_step()
+        self.held.append([])
 
     def loss(self, batch: Batch) -> LossOutput:
         clips = normalize(batch.clips.float().div(255.0)).repeat_interleave(2, dim=3)[:, :, :, :3]
@@ -46,44 +60,72 @@ class TinyMoco(nn.Module):
         positive = (queries * keys).sum(dim=1, keepdim=True)
         scores = torch.cat([positive, queries @ self.queue.features.t()], dim=1) / 0.2
         self.queue.hold(keys)
-        self.enqueued.append(keys)
-        return LossOutput(
-            loss=functional.cross_entropy(scores, torch.zeros(len(keys), dtype=torch.int64))
-        )
+        self.held[-1].append(keys)
+        loss = functional.cross_entropy(scores, torch.zeros(len(keys), dtype=torch.int64))
+        if len(self.held) == self.poison_step:
+            loss = loss * float("nan")
+        return LossOutput(loss=loss)
 
     def after_step(self, step: int) -> None:
-        self.momentum.update(momentum_at(step, STEPS, 0.9))
+        self.momentum.update(momentum_at(step, self.steps, 0.9))
         self.queue.enqueue()
+        self.weights.append(self.encoder[0].weight.detach().clone())
 
 
 def run_job(job: Mapping[str, Any], rank: int) -> int:
     """Train, and write what this rank has at the end."""
-    from recipes.engine.loop import train
-
     torch.set_num_threads(1)
-    folder, config = Path(job["folder"]), TrainConfig.model_validate(job["config"])
-    if job.get("shuffle"):
-        return _run_shuffle(folder, job, rank)
     torch.manual_seed(7)
+    if job.get("shuffle"):
+        return _run_shuffle(Path(job["folder"]), job, rank)
+    if job.get("dpc"):
+        return _run_dpc(job, rank)
     model = TinyMoco()
-    seen = {"steps": 0}
-
-    def batches(start: int) -> TinyBatches:
-        seen["steps"] = start
-        return TinyBatches(config, rank, job["world_size"], start)
+    model.poison_step = job.get("poison_step")
+    first = model.encoder[0].weight.detach().clone()
+    begun = []
 
     def stop() -> bool:
-        done = seen["steps"] + len(model.enqueued) // config.accumulation(job["world_size"])
-        return rank == 0 and done == job.get("stop_at")
+        return rank == 0 and begun[0] + len(model.held) == job.get("stop_at")
 
-    ctx = make_context(folder, rank=rank, world_size=job["world_size"], stop_requested=stop)
     try:
-        train(ctx, model, batches, config)
+        _train(model, job, rank, begun, stop)
     except Preempted:
         return 75
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     kept = {name: value.detach().clone() for name, value in state.items()}
-    torch.save({"state": kept, "keys": model.enqueued}, folder / f"end-{rank}.pt")
+    end = {"state": kept, "keys": model.held, "weights": [first, *model.weights]}
+    torch.save(end, Path(job["folder"]) / f"end-{rank}.pt")
+    return 0
+
+
+def _train(
+    model: nn.Module,
+    job: Mapping[str, Any],
+    rank: int,
+    begun: list[int],
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    from recipes.engine.loop import train
+
+    config = TrainConfig.model_validate(job["config"])
+
+    def batches(start: int) -> TinyBatches:
+        begun.append(start)
+        return TinyBatches(config, rank, job["world_size"], start)
+
+    folder, world = Path(job["folder"]), job["world_size"]
+    ctx = make_context(folder, rank=rank, world_size=world, stop_requested=stop)
+    train(ctx, model, batches, config)
+
+
+def _run_dpc(job: Mapping[str, Any], rank: int) -> int:
+    """Train the method and write its encoder, as the stage does; ranks but the first are silent."""
+    model = DPC(DPCConfig(pred_steps=2), R2D3DTinyConfig(), CLIP)
+    _train(model, job, rank, [])
+    encoder, description = model.export_encoder()
+    if rank == 0:
+        save_encoder(encoder, description, Path(job["folder"]) / "encoder.safetensors")
     return 0
 
 
@@ -92,7 +134,7 @@ def _run_shuffle(folder: Path, job: Mapping[str, Any], rank: int) -> int:
     from recipes.engine import distributed
 
     distributed.init(make_context(folder, rank=rank, world_size=job["world_size"]))
-    torch.manual_seed(rank)
+    torch.manual_seed(rank)  # only rank 0's order counts
     given: list[Tensor] = []
 
     def encode(rows: Tensor) -> Tensor:

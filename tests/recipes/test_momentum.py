@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from recipes.contract import ConfigurationError
+from recipes.engine.ema import decay_at
+from recipes.models.encoder import load_encoder
 from recipes.models.momentum import FeatureQueue, MomentumEncoder, encode_shuffled, momentum_at
 from tests.recipes import momentum_worker
 from tests.recipes.engine_worker import run_jobs
@@ -110,6 +113,15 @@ def test_a_key_that_is_not_finite_leaves_the_queue_as_it_was():
     assert queue.features[:2, 0].tolist() == [1, 2]
 
 
+def test_keys_held_for_a_step_that_was_left_out_are_forgotten():
+    queue = FeatureQueue(4, 1)
+    queue.hold(torch.tensor([[1.0], [2.0]]))
+    queue.begin_step()
+    queue.hold(torch.tensor([[3.0], [4.0]]))
+    queue.enqueue()
+    assert queue.features[:2, 0].tolist() == [3, 4]
+
+
 def test_a_length_that_is_no_multiple_of_the_batch_is_refused():
     queue = FeatureQueue(6, 1)
     queue.hold(torch.zeros(4, 1))
@@ -137,26 +149,41 @@ def job(folder: Path, world_size: int, **changes: Any) -> dict[str, Any]:
         "max_steps": STEPS,
         "batch_size": 8,
         "micro_batch": 2,
+        "ema_decay": 0.5,
         "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
         "checkpoint": {"minutes": None, "steps": 2},
+        "log_every": 1,
+        **changes.pop("config", {}),
     }
     return {"folder": str(folder), "world_size": world_size, "config": config, **changes}
+
+
+def first_attempts(folder: Path) -> dict[str, dict[str, Any]]:
+    jobs = {}
+    for world in WORLDS:
+        whole, stopped, killed = (f"{kind}-{world}" for kind in ("alone", "stopped", "killed"))
+        jobs[whole] = job(folder / whole, world)
+        jobs[stopped] = job(folder / stopped, world, stop_at=3)
+        jobs[killed] = job(folder / killed, world, fault="step:5", fault_rank=world - 1)
+    skips = {"skip_non_finite": 1}
+    jobs["skipping"] = job(folder / "skipping", 2, poison_step=STEPS, config=skips)
+    jobs["shuffle"] = job(folder / "shuffle", 2, shuffle=True)
+    for name, stage in (("plain", 0), ("split", 3)):
+        jobs[name] = job(folder / name, 2, dpc=True, config={"zero_stage": stage})
+    return jobs
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Every training alone, and interrupted (stopped at a step, killed) and resumed."""
     folder = tmp_path_factory.mktemp("momentum")
-    first, second = {}, {}
-    for world in WORLDS:
-        whole, stopped, killed = (f"{kind}-{world}" for kind in ("alone", "stopped", "killed"))
-        first[whole] = job(folder / whole, world)
-        first[stopped] = job(folder / stopped, world, stop_at=3)
-        first[killed] = job(folder / killed, world, fault="step:5", fault_rank=world - 1)
-        for name in (stopped, killed):
-            second[name] = job(folder / name, world, restart=1)
-    second["shuffle"] = job(folder / "shuffle", 2, shuffle=True)
-    for name in [*first, "shuffle"]:
+    first = first_attempts(folder)
+    second = {
+        f"{kind}-{world}": job(folder / f"{kind}-{world}", world, restart=1)
+        for kind in ("stopped", "killed")
+        for world in WORLDS
+    }
+    for name in first:
         (folder / name).mkdir()
     codes = run_jobs(folder, [*first.values(), *second.values()], momentum_worker.__file__)
     return Runs(
@@ -173,32 +200,68 @@ def test_an_interrupted_training_ends_bit_by_bit_as_one_left_alone(runs, kind, w
     assert (STOPPED if kind == "stopped" else KILLED) in runs.first[name]
     assert runs.second[name] == [0] * world
     for rank in range(world):
-        resumed, whole = runs.end(name, rank)["state"], runs.end(f"alone-{world}", rank)["state"]
-        assert resumed.keys() == whole.keys()
-        different = [key for key, value in whole.items() if not torch.equal(resumed[key], value)]
-        assert not different
-
-
-def test_what_is_compared_has_queue_pointer_and_slow_weights(runs):
-    state = runs.end("alone-1", 0)["state"]
-    names = {"queue.features", "queue.pointer", "momentum.network.0.weight"}
-    assert names <= state.keys()
-    assert state["queue.pointer"] == STEPS * 8 % LENGTH
+        resumed, whole = (runs.end(one, rank) for one in (name, f"alone-{world}"))
+        assert {"queue.features", "queue.pointer", "momentum.network.0.weight"} <= whole[
+            "state"
+        ].keys()
+        assert resumed["state"].keys() == whole["state"].keys()
+        for key, value in whole["state"].items():
+            assert torch.equal(resumed["state"][key], value), key
+        assert 0 < len(resumed["keys"]) < STEPS
+        assert torch.equal(resumed["weights"][-1], whole["weights"][-1])
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_queue_is_equal_on_all_ranks_and_has_the_last_keys_in_order(runs, world):
     assert runs.first[f"alone-{world}"] == [0] * world
     ends = [runs.end(f"alone-{world}", rank) for rank in range(world)]
-    turns = zip(*(end["keys"] for end in ends), strict=True)
-    keys = torch.cat([keys for turn in turns for keys in turn])
+    keys = in_order(ends, range(STEPS))
     assert len(keys) == STEPS * 8
     for end in ends:
         assert torch.equal(end["state"]["queue.features"], keys[-LENGTH:])
+        assert end["state"]["queue.pointer"] == STEPS * 8 % LENGTH
+
+
+def in_order(ends: list[dict[str, Any]], steps: range) -> torch.Tensor:
+    """Keys as ranks took the micro-batches of these steps in turn."""
+    held = [[keys for step in steps for keys in end["keys"][step]] for end in ends]
+    return torch.cat([keys for turn in zip(*held, strict=True) for keys in turn])
+
+
+def test_the_keys_of_a_step_that_was_left_out_do_not_enter(runs):
+    assert runs.first["skipping"] == [0, 0]
+    ends = [runs.end("skipping", rank) for rank in range(2)]
+    before = in_order(ends, range(STEPS - 1))
+    for end in ends:
+        assert len(end["keys"]) == STEPS
+        assert torch.equal(end["state"]["queue.features"].roll(-8, 0), before[-LENGTH:])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_trained_model_has_the_average_of_the_weights_its_steps_left(runs, world):
+    end = runs.end(f"alone-{world}", 0)
+    first, *steps = end["weights"]
+    average = first
+    for step, weights in enumerate(steps, start=1):
+        average = average.lerp(weights, 1 - decay_at(0.5, step))
+    assert len(steps) == STEPS
+    torch.testing.assert_close(end["state"]["encoder.0.weight"], average)
+    assert not torch.equal(end["state"]["encoder.0.weight"], steps[-1])
+    assert not any("ema" in name for name in end["state"])
+
+
+def test_an_encoder_trained_with_split_weights_is_exported_whole_under_plain_names(runs):
+    assert runs.first["plain"] == runs.first["split"] == [0, 0]
+    paths = [runs.folder / name / "encoder.safetensors" for name in ("plain", "split")]
+    plain, split = (load_file(path) for path in paths)
+    assert plain.keys() == split.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(split[name], value, rtol=1e-3, atol=1e-4)
+    load_encoder(paths[1])
 
 
 def test_shuffled_encoding_mixes_the_ranks_and_gives_every_row_back_in_its_place(runs):
-    assert runs.second["shuffle"] == [0, 0]
+    assert runs.first["shuffle"] == [0, 0]
     ends = [torch.load(runs.folder / "shuffle" / f"{rank}.pt") for rank in range(2)]
     for rank, end in enumerate(ends):
         assert end["encoded"].flatten().tolist() == [30 * rank, 30 * rank + 10, 30 * rank + 20]
