@@ -124,8 +124,9 @@ class StageResult:
     """What came out: `metrics` are the numbers, `summary` is what a table needs to name them.
 
     Keys of `summary` that the report knows: protocol, method, backbone, pretrain_data, data, split,
-    clip, size, coverage, note; `shortage` is what held a training up. `listed_apart` names folders below `output_dir` whose files an
-    output lists with their digests already (prepared videos): they are not read once more.
+    clip, size, coverage, note; `shortage` is what held a training up. `listed_apart` names folders
+    below `output_dir` whose files an output lists with their digests already (prepared videos):
+    they are not read once more.
     """
 
     outputs: Mapping[str, Output] = field(default_factory=dict)
