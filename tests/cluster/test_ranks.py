@@ -10,10 +10,14 @@ import pytest
 from cluster.ranks import (
     RankEnv,
     RankError,
+    check_world_size,
+    cpus_of_task,
     expand_counts,
     expand_hosts,
+    placement,
     rank_environment,
     rendezvous_port,
+    restart_count,
 )
 from tests.slurm_cluster import PrivateSlurm
 
@@ -65,7 +69,9 @@ def test_a_partial_torch_environment_names_what_is_missing(missing: str) -> None
         rank_environment(partial)
 
 
-@pytest.mark.parametrize("missing", ["SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID"])
+@pytest.mark.parametrize(
+    "missing", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID"]
+)
 def test_a_partial_step_names_what_is_missing(missing: str) -> None:
     partial = {name: value for name, value in STEP.items() if name != missing}
     with pytest.raises(RankError, match=f"{missing} not set"):
@@ -85,6 +91,49 @@ def test_a_batch_script_without_srun_is_refused() -> None:
 def test_impossible_ranks_are_refused(change: dict[str, str]) -> None:
     with pytest.raises(RankError):
         rank_environment({**TORCH, **change})
+
+
+RESOURCES = {"nodes": 2, "tasks_per_node": 4, "cpus_per_task": 6}
+
+
+def test_another_number_of_ranks_than_was_submitted_is_refused_with_both() -> None:
+    ranks = rank_environment(STEP)
+    check_world_size(ranks, RESOURCES)
+    check_world_size(ranks, {})
+    with pytest.raises(RankError, match=r"a world of 8 ranks.* asked for 4: .*nodes 1 x .*_node 4"):
+        check_world_size(ranks, {**RESOURCES, "nodes": 1})
+    alone = rank_environment({})
+    with pytest.raises(RankError, match=r"a world of 1 ranks.* asked for 8: .*start 8 processes"):
+        check_world_size(alone, RESOURCES)
+
+
+def test_threads_are_as_many_as_the_task_has_cpus() -> None:
+    assert cpus_of_task({"SLURM_CPUS_PER_TASK": "12"}, RESOURCES) == 12
+    assert cpus_of_task({}, RESOURCES) == 6
+    assert cpus_of_task({}, {}) == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [
+        ({}, 0),
+        ({"SLURM_RESTART_COUNT": "2"}, 2),
+        ({"ORCHESTRATE_RESTART_COUNT": "1"}, 1),
+        ({"TORCHELASTIC_RESTART_COUNT": "3"}, 3),
+        ({"SLURM_RESTART_COUNT": "2", "TORCHELASTIC_RESTART_COUNT": "0"}, 2),
+    ],
+)
+def test_restarts_are_counted_by_whoever_started_the_ranks(
+    environ: dict[str, str], count: int
+) -> None:
+    assert restart_count(environ) == count
+
+
+def test_a_rank_says_where_it_is_and_what_it_may_use() -> None:
+    environ = {"OMP_NUM_THREADS": "6", "CUDA_VISIBLE_DEVICES": "1"}
+    line = placement(rank_environment(STEP), environ)
+    assert line.startswith("rank 5 of 8 on ") and "(local 1 of 4)" in line
+    assert "6 threads, GPUs 1, rendezvous gpu07:28638" in line
 
 
 def test_ports_differ_by_job_and_restart_and_stay_below_the_ephemeral_range() -> None:
