@@ -282,7 +282,7 @@ def list_(
 
 
 command(app, "ui", "ui quickstart-1a2b --port 5001")(tracking_commands.ui)
-command(app, "sync", "sync quickstart-1a2b", "sync --all --json")(tracking_commands.sync)
+command(app, "sync", "sync quickstart-1a2b", "sync --all", "sync --rebuild")(tracking_commands.sync)
 
 
 @command(app, "doctor", "doctor --store /scratch/runs --json")

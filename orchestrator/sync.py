@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def deliver_runs(
-    store: Store, run_ids: Sequence[str], uri: str | None = None
+    store: Store, run_ids: Sequence[str], uri: str | None = None, *, anew: bool = False
 ) -> Iterator[tuple[RunStatus, RunSync]]:
     """Deliver runs one after the other; each scheduler is asked once for all of them.
 
@@ -30,6 +30,7 @@ def deliver_runs(
         store: where they lie.
         run_ids: which ones, oldest first, so that a stage of several runs is a child of the first.
         uri: where runs go that name no server; by default a database in the store.
+        anew: send everything, whatever was delivered before.
     """
     from tracking.server import default_uri
 
@@ -40,24 +41,25 @@ def deliver_runs(
         if target in away:
             report = replace(away[target], run_id=run.run_id)
         else:
-            report = deliver(store, run, target)
+            report = deliver(store, run, target, anew=anew)
         if report.away:
             away[target] = report
         yield run, report
 
 
-def deliver(store: Store, run: RunStatus, uri: str | None = None) -> RunSync:
+def deliver(store: Store, run: RunStatus, uri: str | None = None, *, anew: bool = False) -> RunSync:
     """Deliver one run and close what is over, where its tracking is on.
 
     Args:
         store: where it lies.
         run: its status; what the scheduler said of each stage becomes the MLflow run's status.
         uri: a server where the run names none.
+        anew: send everything, whatever was delivered before.
     """
     from tracking.sync import sync_run
 
     os.umask(0o077)  # MLflow copies artifacts with the modes of this process
-    return sync_run(store.root, run.run_id, states=states_of(store, run), uri=uri)
+    return sync_run(store.root, run.run_id, states=states_of(store, run), uri=uri, anew=anew)
 
 
 def deliver_finished(store: Store, run: RunStatus) -> RunSync | None:

@@ -36,12 +36,17 @@ def ui(
 def sync(
     run: Run = None,
     all_runs: Annotated[bool, typer.Option("--all", help="Every run of the store.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Send all there is, into a database that was lost.")
+    ] = False,
     as_json: Json = False,
     store: StoreOption = None,
 ) -> int:
     """Deliver to MLflow what no job could; close runs whose job is gone.
 
-    Done again, it delivers only what is new. The exit code is 3 if anything is missing still.
+    Done again, it delivers only what is new. --rebuild sends everything once more, of all runs if
+    none is named; what the database has already is found and not doubled. The exit code is 3 if
+    anything is missing still.
     """
     from orchestrator import answers
     from orchestrator.naming import UnknownName, find_run
@@ -51,8 +56,10 @@ def sync(
     if run and all_runs:
         raise UnknownName(f"--all means every run: leave it out, or {run!r}")
     first = find_run(chosen, run)
+    everything = all_runs or (rebuild and not run)
+    wanted = chosen.run_ids() if everything else [first]
     reports, troubles = [], dict[str, None]()
-    for status, report in deliver_runs(chosen, chosen.run_ids() if all_runs else [first]):
+    for status, report in deliver_runs(chosen, wanted, anew=rebuild):
         reports.append(report)
         if status.scheduler_error:
             unclear = "whether jobs are gone is not known, no run was closed for that"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
 from tracking import recorder
-from tracking.redact import flatten, redacted, scrub
+from tracking.redact import scrub
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,15 +75,11 @@ def ensure_model(
     found = client.search_logged_models([experiment_id], query)
     model = found[0] if found else None
     if model is None:
-        flat = {
-            key: recorder.shorten(text, recorder.PARAM_LENGTH)
-            for key, text in flatten(redacted(params))
-        }
         model = client.create_logged_model(
             experiment_id,
             name=name,
             source_run_id=run_id,
-            params=flat,
+            params=recorder.flat_params(params),
             tags=recorder.clean_tags(tags),
             model_type="encoder",
         )
@@ -114,6 +110,19 @@ def link_models(client: MlflowClient, run_id: str, model_ids: Sequence[str]) -> 
     if model_ids:
         models = [LoggedModelInput(model_id) for model_id in model_ids]
         client.log_inputs(run_id, models=models)
+
+
+def model_exists(client: MlflowClient, model_id: str) -> bool:
+    """Whether the server has that logged model; one of a database that is gone it has not."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def log_file(client: MlflowClient, run_id: str, path: Path, folder: str | None = None) -> None:

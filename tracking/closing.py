@@ -29,8 +29,8 @@ def close(shipment: Shipment, state: State) -> None:
     if result is not None:
         _log_result(shipment, result)
     attempts = shipment.files.attempts()
-    if state.name == "failed" and attempts:
-        _log_failure(shipment, attempts[-1])
+    for attempt in attempts:
+        _log_failure(shipment, attempt)
     for path in shipment.files.figures():
         _upload(shipment, path)
     tags = {
@@ -42,10 +42,8 @@ def close(shipment: Shipment, state: State) -> None:
     recorder.set_tags(shipment.client, shipment.run_id, {**shipment.attempt_tags(), **tags})
     outdated = ["orchestrate.progress", *([] if state.reason else ["orchestrate.reason"])]
     recorder.drop_tags(shipment.client, shipment.run_id, outdated)
-    ended = attempts[-1].end.get("finished_at") if attempts else None
-    if result is not None:
-        ended = result.get("finished_at")
-    shipment.set_status(STATUSES.get(state.name, "SCHEDULED"), recorder.seconds(ended))
+    ended = recorder.seconds(result["finished_at"]) if result else shipment.files.last_moment()
+    shipment.set_status(STATUSES.get(state.name, "SCHEDULED"), ended)
     shipment.delivery.closed = shipment.fingerprint(state)
     shipment.save()
 
@@ -57,7 +55,7 @@ def _log_result(shipment: Shipment, result: Mapping[str, Any]) -> None:
             shipment.save()
     artifacts.log_datasets(shipment.client, shipment.run_id, shipment.datasets())
     datasets = shipment.datasets()
-    models = shipment.upstream_models() or list(shipment.delivery.models.values())
+    models = shipment.known_models() or list(shipment.delivery.models.values())
     points = _result_points(shipment, result)
     telling = {metric_name(name) for name in key_metrics(result.get("metrics", {}))}
     recorder.log_points(
@@ -122,17 +120,20 @@ def _result_points(shipment: Shipment, result: Mapping[str, Any]) -> list[Point]
     return points
 
 
-def _log_failure(shipment: Shipment, last: Attempt) -> None:
-    """What the ranks of the last attempt say of its end."""
+def _log_failure(shipment: Shipment, attempt: Attempt) -> None:
+    """What the ranks of an attempt say of its end."""
     texts = [
         f"rank {one.get('rank')} on {one.get('host')}: {one.get('cause')}: {one.get('message')}"
         f"\n{one.get('traceback', '')}"
-        for one in last.failures
+        for one in attempt.failures
     ]
-    if texts:
-        artifacts.log_text(
-            shipment.client, shipment.run_id, "\n\n".join(texts), f"failure-{last.id}.txt"
-        )
+    name, text = f"failure-{attempt.id}.txt", "\n\n".join(texts)
+    digest = fsio.sha256_text(text)
+    if not texts or shipment.delivery.files.get(name) == digest:
+        return
+    artifacts.log_text(shipment.client, shipment.run_id, text, name)
+    shipment.delivery.files[name] = digest
+    shipment.save()
 
 
 def _upload(shipment: Shipment, path: Path) -> None:

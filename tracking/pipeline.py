@@ -14,7 +14,7 @@ from tracking.lease import Lease, describe_holder
 from tracking.lineage import Node
 from tracking.points import Point, metric_name
 from tracking.redact import redacted
-from tracking.stagefiles import State, Target
+from tracking.stagefiles import StageFiles, State, Target
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +59,6 @@ def ensure_parent(client: MlflowClient, target: Target) -> Parent:
             tags=_tags(run, target),
             started_at=run.get("created_at"),
         )
-        _log_recipe(client, run_id, target.run_dir)
         record = {"experiment_id": experiment_id, "parent_run_id": run_id}
         fsio.write_json(
             target.run_dir / "mlflow.json",
@@ -95,7 +94,7 @@ def _tags(run: Mapping[str, Any], target: Target) -> dict[str, str]:
         "orchestrate.executor": run.get("executor", ""),
         "orchestrate.host": run.get("host", ""),
         "orchestrate.run_dir": str(target.run_dir),
-        "orchestrate.code_version": target.code_version,
+        "orchestrate.code_version": str((run.get("code") or {}).get("version") or ""),
         **{f"version.{name}": text for name, text in run.get("versions", {}).items()},
     }
 
@@ -125,7 +124,10 @@ def refresh_parent(
     with _lease(target.run_dir):
         nodes = lineage.read_pipeline(target.run_dir, states)
         note = f"{lineage.as_markdown(nodes, target.uri)}\n\nFolder: `{target.run_dir}`"
-        recorder.set_tags(client, parent.run_id, {"mlflow.note.content": note})
+        run = fsio.read_json_or_none(target.run_dir / "run.json") or {}
+        tags = {**_tags(run, target), "mlflow.note.content": note}
+        recorder.set_tags(client, parent.run_id, tags)
+        _log_recipe(client, parent.run_id, target.run_dir)
         artifacts.log_text(client, parent.run_id, lineage.as_svg(nodes), "pipeline.svg")
         recorder.log_points(client, parent.run_id, _results(nodes))
         status = pipeline_status(nodes)
@@ -154,7 +156,8 @@ def _finished(node: Node) -> float | None:
 
 
 def _ended_at(nodes: Sequence[Node]) -> float | None:
-    return max((at for node in nodes if (at := _finished(node)) is not None), default=None)
+    moments = (_finished(node) or StageFiles(node.folder).last_moment() for node in nodes)
+    return max((moment for moment in moments if moment is not None), default=None)
 
 
 def pipeline_status(nodes: Sequence[Node]) -> recorder.RunStatus:

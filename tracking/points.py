@@ -108,6 +108,7 @@ def select(
     committed: float = math.inf,
     resumed_at: float = math.inf,
     final: bool = False,
+    earlier: Shipped | None = None,
 ) -> Selection:
     """Sort pending points into those to deliver, those to keep and (the rest) those superseded.
 
@@ -124,14 +125,15 @@ def select(
         committed: the last step of the newest checkpoint; later steps may still be rolled back.
         resumed_at: the same when the current attempt started, the limit for older attempts.
         final: the stage will not go on, so nothing will be rolled back.
+        earlier: what a database had that is gone and is made anew: the same points are chosen.
     """
     ship, keep = [], []
     for point in pending:
-        verdict = _verdict(point, extents, shipped)
+        verdict = _verdict(point, extents, shipped, earlier or {})
         limit = committed if point.attempt == current else min(committed, resumed_at)
         if verdict == "drop":
             continue
-        if final or (verdict == "ship" and point.step <= limit):
+        if final or verdict == "stands" or (verdict == "ship" and point.step <= limit):
             ship.append(point)
         else:
             keep.append(point)
@@ -140,18 +142,40 @@ def select(
     return Selection(ship=tuple(ship), keep=tuple(keep))
 
 
-def _verdict(point: Point, extents: Extents, shipped: Shipped) -> str:
-    for attempt, marks in shipped.items():
-        if came_before(attempt, point.attempt) and marks.get(point.metric, -1) >= point.step:
+def _verdict(point: Point, extents: Extents, shipped: Shipped, earlier: Shipped) -> str:
+    metric, step, mine = point.metric, point.step, point.attempt
+    for attempt in {*shipped, *earlier}:
+        if came_before(attempt, mine) and (
+            _mark(shipped, attempt, metric) >= step
+            or (_mark(earlier, attempt, metric) >= step and _stood(earlier, attempt, mine, metric))
+        ):
             return "drop"
-    verdict = "ship"
-    for attempt in extents.later(point.attempt):
-        extent = extents.metrics.get((attempt, point.metric))
-        if extent is not None and extent.first <= point.step <= extent.last:
+    known = _mark(earlier, mine, metric) >= step
+    verdict = "stands" if known else "ship"
+    for attempt in extents.later(mine):
+        extent = extents.metrics.get((attempt, metric))
+        covered = extent is not None and extent.first <= step <= extent.last
+        if covered and not (known and _stood(earlier, mine, attempt, metric)):
             return "drop"
-        if point.step >= extents.attempts[attempt].first:
+        if not known and step >= extents.attempts[attempt].first:
             verdict = "wait"
     return verdict
+
+
+def _mark(shipped: Shipped, attempt: str, metric: str) -> int:
+    return shipped.get(attempt, {}).get(metric, -1)
+
+
+def _stood(earlier: Shipped, older: str, newer: str, metric: str) -> bool:
+    """Whether the older attempt's points were delivered before the newer one came over them.
+
+    The newer one then delivered only steps beyond them. Had it come first, the older one's mark
+    would be that of its tail, delivered when the stage had ended: beyond all of the newer one's.
+    One mark cannot tell both apart where a stage went back behind a checkpoint and also ended with
+    such a tail; a step may then be taken from the other of the two attempts.
+    """
+    mark, limit = _mark(earlier, newer, metric), _mark(earlier, older, metric)
+    return limit >= 0 and (mark < 0 or mark > limit)
 
 
 def mark(shipped: Shipped, points: Iterable[Point]) -> None:

@@ -226,17 +226,18 @@ def drop_tags(client: MlflowClient, run_id: str, names: Sequence[str]) -> None:
             client.delete_tag(run_id, name)
 
 
-def log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
-    """Log a configuration as flat parameters that are not there yet; MLflow cannot change one."""
+def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
+    """A configuration as MLflow shows it: dotted names, secrets hidden, long values cut."""
+    return {name: shorten(text, PARAM_LENGTH) for name, text in flatten(redacted(config))}
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Log parameters (`flat_params`) that are not there yet; MLflow cannot change one."""
     from mlflow.entities import Param
 
     known = client.get_run(run_id).data.params
-    params = [
-        Param(name, shorten(text, PARAM_LENGTH))
-        for name, text in flatten(redacted(config))
-        if name not in known
-    ]
-    client.log_batch(run_id, params=params)
+    new = [Param(name, text) for name, text in params.items() if name not in known]
+    client.log_batch(run_id, params=new)
 
 
 def log_points(

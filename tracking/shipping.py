@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ class Delivery:
     """Content of tracking.json: what MLflow has of a stage, and where.
 
     `offset` is the byte in metrics.jsonl before which everything is settled; `files` maps uploaded
-    files to digests; `closed` is a digest of what the run was closed with.
+    files to digests; `closed` is a digest of what the run was closed with; `params` are those that
+    were logged, which MLflow never changes. When a database is gone and the run is made anew,
+    `earlier` is what it had been sent, so that the same points are chosen again.
     """
 
     uri: str
@@ -48,6 +50,8 @@ class Delivery:
     offset: int = 0
     shipped_step: int = -1
     shipped: Shipped = field(default_factory=dict)
+    earlier: Shipped = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     status: str = ""
@@ -59,7 +63,16 @@ class Delivery:
         record = fsio.read_json_or_none(path) or {}
         if record.pop("schema_version", None) != 1 or record.get("uri") != uri:
             return Delivery(uri=uri)
-        return Delivery(**record)
+        names = {one.name for one in fields(Delivery)}  # a job may run older or newer code
+        return Delivery(**{name: value for name, value in record.items() if name in names})
+
+    def anew(self) -> Delivery:
+        """The same stage before anything was delivered, for a run that is made once more."""
+        earlier = {attempt: dict(marks) for attempt, marks in self.earlier.items()}
+        for attempt, marks in self.shipped.items():
+            known = earlier.setdefault(attempt, {})
+            known.update({name: max(step, known.get(name, -1)) for name, step in marks.items()})
+        return Delivery(uri=self.uri, earlier=earlier, params=self.params)
 
 
 class Shipment:
@@ -98,18 +111,23 @@ class Shipment:
         parent = ensure_parent(self.client, self.target)
         if self.run_id and not recorder.is_active(self.client, self.run_id):
             # Deleted by somebody, or the database is new: deliver everything from the store again.
-            self.delivery = Delivery(uri=self.target.uri)
-            self._read_to = 0
+            self.forget()
         if not self.run_id:
             self._create(parent)
-        recorder.set_tags(self.client, self.run_id, self.attempt_tags())
-        recorder.log_params(self.client, self.run_id, self.files.stage().get("config", {}))
+        tags = {**self._fixed_tags(), **self.attempt_tags()}
+        recorder.set_tags(self.client, self.run_id, tags)
+        self._log_params()
         artifacts.log_datasets(self.client, self.run_id, self.datasets())
         self._link_upstream()
         if status is not None:
             self.set_status(status)
             recorder.set_tags(self.client, self.run_id, {"orchestrate.state": status.lower()})
             recorder.set_status(self.client, parent.run_id, status)
+
+    def forget(self) -> None:
+        """Deliver everything from the store again; what is there already is found and left."""
+        self.delivery = self.delivery.anew()
+        self._read_to = 0
 
     def _create(self, parent: Parent) -> None:
         stage = self.files.stage()
@@ -123,14 +141,23 @@ class Shipment:
                 recorder.TAG_ROLE: "stage",
                 recorder.TAG_ORIGIN: recorder.origin(self.files.path),
             },
-            tags={**self._fixed_tags(stage), "mlflow.parentRunId": parent.run_id},
+            tags={**self._fixed_tags(), "mlflow.parentRunId": parent.run_id},
             started_at=recorder.seconds(next((at for at in starts if at), None)),
         )
         self.delivery.experiment_id = parent.experiment_id
         self.delivery.parent_run_id = parent.run_id
         self.save()
 
-    def _fixed_tags(self, stage: Mapping[str, Any]) -> dict[str, str]:
+    def _log_params(self) -> None:
+        """Log the configuration; what is not in the key may have changed since it was first."""
+        now = recorder.flat_params(self.files.stage().get("config", {}))
+        recorder.log_params(self.client, self.run_id, {**now, **self.delivery.params})
+        if not now.keys() <= self.delivery.params.keys():
+            self.delivery.params = {**now, **self.delivery.params}
+            self.save()
+
+    def _fixed_tags(self) -> dict[str, str]:
+        stage = self.files.stage()
         run = fsio.read_json_or_none(self.target.run_dir / "run.json") or {}
         return {
             "mlflow.user": run.get("user", ""),
@@ -185,10 +212,15 @@ class Shipment:
                 runs.setdefault(one.slot, []).append(run_id)
         tags = {f"orchestrate.upstream.{slot}": ",".join(ids) for slot, ids in runs.items()}
         recorder.set_tags(self.client, self.run_id, tags)
-        artifacts.link_models(self.client, self.run_id, self.upstream_models())
+        artifacts.link_models(self.client, self.run_id, self.known_models())
+
+    def known_models(self) -> list[str]:
+        """Those of `upstream_models` that the server has; after a loss, some may come later."""
+        found = self.upstream_models()
+        return [model_id for model_id in found if artifacts.model_exists(self.client, model_id)]
 
     def upstream_models(self) -> list[str]:
-        """Logged models of the encoders this stage takes in."""
+        """Logged models of the encoders this stage takes in, as their stages have noted them."""
         found = (one.model_id(self.target.uri) for one in self.files.upstream())
         return [model_id for model_id in found if model_id is not None]
 
@@ -210,6 +242,7 @@ class Shipment:
             committed=committed,
             resumed_at=resumed_at,
             final=final,
+            earlier=self.delivery.earlier,
         )
         self._pending = selection.keep
         self._ready.extend(selection.ship)
@@ -249,6 +282,7 @@ class Shipment:
             "attempts": [(one.id, dict(one.end), dict(one.exit)) for one in self.files.attempts()],
             "result": self.files.result(),
             "models": self.upstream_models(),
+            "upstream": [one.mlflow_run_id(self.target.uri) for one in self.files.upstream()],
             "metrics": _size(self.files.path / "metrics.jsonl"),
         }
         return fsio.sha256_text(fsio.to_json(parts))

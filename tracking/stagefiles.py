@@ -116,16 +116,28 @@ class StageFiles:
         uri = (block or {}).get("uri") or uri
         if not block or not uri:
             return None
+        owner = self._owner() or block
         return Target(
             uri=uri,
-            experiment=block["experiment"],
-            run_id=block["run_id"],
-            run_name=block.get("run_name") or block["run_id"],
-            stage=block["stage"],
-            run_dir=Path(block["store_run_dir"]),
+            experiment=owner["experiment"],
+            run_id=owner["run_id"],
+            run_name=owner.get("run_name") or owner["run_id"],
+            stage=owner["stage"],
+            run_dir=Path(owner["store_run_dir"]),
             code_version=block.get("code_version") or "",
             offline=block.get("mode") == "offline",
         )
+
+    def _owner(self) -> Mapping[str, Any] | None:
+        """The `tracking` block of the run that started the stage first, whose child it is.
+
+        Whoever delivers, and whenever, then makes the stage a child of the same run.
+        """
+        for attempt in self.attempts():
+            block = self.submission(attempt_order(attempt.id)[0]).get("tracking")
+            if block and Path(block["store_run_dir"]).is_dir():
+                return dict(block)
+        return None
 
     def result(self) -> dict[str, Any] | None:
         """result.json if it belongs to this stage's key: success."""
@@ -147,6 +159,14 @@ class StageFiles:
             )
             for folder in sorted(folders, key=lambda folder: attempt_order(folder.name))
         ]
+
+    def last_moment(self) -> float | None:
+        """Unix time of the last sign of life: an end, a start or a progress report."""
+        moments = [_read(self.path / "progress.json").get("updated_at")]
+        for attempt in self.attempts():
+            parts = (attempt.start.get("started_at"), attempt.end.get("finished_at"))
+            moments.extend([*parts, attempt.exit.get("finished_at")])
+        return max((float(moment) for moment in moments if moment), default=None)
 
     def committed_step(self) -> float:
         """Step of the newest complete checkpoint: -1 before it, infinite where none is kept."""

@@ -75,6 +75,7 @@ def sync_stage(
     *,
     state: State | None = None,
     uri: str | None = None,
+    anew: bool = False,
     patience_seconds: float = _PATIENCE_SECONDS,
 ) -> StageSync:
     """Deliver one stage and set the status of its run; nothing is done twice.
@@ -84,6 +85,7 @@ def sync_stage(
         submission: the submission whose tracking settings count, the newest without one.
         state: what the stage is doing if the scheduler was asked, else the files decide.
         uri: a server for a submission that names none.
+        anew: send everything, whatever was delivered before.
         patience_seconds: how long to wait for another process that delivers this stage.
     """
     files = StageFiles(stage_dir.absolute())
@@ -99,6 +101,8 @@ def sync_stage(
         return StageSync(stage=target.stage, state=state.name, held_by=holder)
     with lease:
         shipment = Shipment(files, target, lease)
+        if anew:
+            shipment.forget()
         points: int | None = None
         problem = list[str]()
         with _problems(problem):
@@ -150,6 +154,7 @@ def sync_run(
     *,
     states: Mapping[str, State] | None = None,
     uri: str | None = None,
+    anew: bool = False,
 ) -> RunSync:
     """Deliver every stage of a pipeline run in order, then bring its parent run up to date.
 
@@ -160,6 +165,7 @@ def sync_run(
         run_id: the pipeline run.
         states: what the stages are doing, by name, if the scheduler was asked.
         uri: a server for submissions that name none.
+        anew: send everything, whatever was delivered before.
 
     Raises:
         FileNotFoundError: there is no such run.
@@ -180,6 +186,7 @@ def sync_run(
             store_root.absolute() / "stages" / entry["stage"],
             state=known.get(entry["name"]),
             uri=target.uri,
+            anew=anew,
         )
         for entry in plan["stages"]
         if not entry.get("part_of")
@@ -204,7 +211,6 @@ def _target(run: Mapping[str, Any], run_dir: Path, uri: str | None) -> Target | 
     uri = tracking.get("uri") or uri
     if not uri or tracking.get("enabled") is False:
         return None
-    code = run.get("code") or {}
     return Target(
         uri=uri,
         experiment=tracking.get("experiment") or run["recipe"],
@@ -212,7 +218,6 @@ def _target(run: Mapping[str, Any], run_dir: Path, uri: str | None) -> Target | 
         run_name=run_dir.name,
         stage="",
         run_dir=run_dir,
-        code_version=str(code.get("version") or ""),
     )
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from cluster.executors import EXECUTORS
+from orchestrator.cli import app
+from tests.orchestrator import fabricated
+from tests.orchestrator.fabricated import FakeExecutor
 from tracking import recorder, server
+
+Invoke = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +43,22 @@ def mlflow_server(
     shutil.copy(empty_database, folder / "mlflow.db")
     with server.running(server.default_uri(folder), port=server.free_port()) as running:
         yield running
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
+    """Who is asked for the jobs of fabricated runs, all of which are gone."""
+    fake = FakeExecutor(name="local")
+    monkeypatch.setitem(EXECUTORS, "local", f"{fabricated.__name__}:the_fake")
+    monkeypatch.setattr(fabricated, "the_fake", lambda: fake, raising=False)
+    return fake
+
+
+@pytest.fixture
+def orchestrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: FakeExecutor) -> Invoke:
+    monkeypatch.setenv("ORCHESTRATE_STORE", str(tmp_path / "store"))
+
+    def invoke(*words: str) -> Result:
+        return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+    return invoke

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracking.points import (
@@ -154,3 +155,58 @@ def test_delivery_in_pieces_gives_each_step_once_as_the_last_attempt_that_reache
     assert sorted(_told(delivered), key=lambda one: one[1]) == [
         (attempt, step) for step, attempt in sorted(winners.items())
     ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 10**6), odds=st.sampled_from([(0.2, 0.0), (0.0, 0.3)]))
+def test_a_database_made_anew_gets_exactly_the_points_that_the_lost_one_had(
+    seed: int, odds: tuple[float, float]
+) -> None:
+    """Attempts die, go on from the newest or an older checkpoint, or end for good and are resumed.
+
+    `odds` are of an older checkpoint and of an end for good; see `points._stood` on both at once.
+    """
+    dice = random.Random(seed)
+    extents, shipped, pending = Extents(), Shipped(), list[Point]()
+    every, had = list[Point](), list[Point]()
+    committed, first, final, name = -1.0, 0, False, ""
+    for number in range(dice.randint(1, 5)):
+        name = f"s001r{number:03d}"
+        resumed_at, last = committed, first + dice.randint(0, 12)
+        for step in range(first, last + 1):
+            point = _replayed(name, step, number)
+            extents.add(point)
+            pending.append(point)
+            every.append(point)
+            if dice.random() < 0.2:
+                committed = step
+            if dice.random() < 0.3:
+                sent = select(
+                    pending,
+                    extents,
+                    shipped,
+                    current=name,
+                    committed=committed,
+                    resumed_at=resumed_at,
+                )
+                mark(shipped, sent.ship)
+                had.extend(sent.ship)
+                pending = list(sent.keep)
+        final = dice.random() < odds[1]
+        sent = select(pending, extents, shipped, current=name, committed=committed, final=final)
+        mark(shipped, sent.ship)
+        had.extend(sent.ship)
+        pending = list(sent.keep)
+        first = (
+            dice.randint(0, int(committed) + 1) if dice.random() < odds[0] else int(committed) + 1
+        )
+    again = select(
+        every, extents, Shipped(), current=name, committed=committed, final=final, earlier=shipped
+    )
+    assert {(one.attempt, one.step) for one in again.ship} == {
+        (one.attempt, one.step) for one in had
+    }
+
+
+def _replayed(attempt: str, step: int, number: int) -> Point:
+    return Point(metric="loss", value=1.0, step=step, time_ms=number * 100 + step, attempt=attempt)

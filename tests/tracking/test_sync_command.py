@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from mlflow import MlflowClient
-from typer.testing import CliRunner, Result
 
 from cluster.contract import Phase
-from cluster.executors import EXECUTORS
-from orchestrator.cli import app
-from tests.orchestrator import fabricated
 from tests.orchestrator.fabricated import FakeExecutor
+from tests.tracking.conftest import Invoke
 from tests.tracking.fabricate import Pipeline, finish_all, make_pipeline
 from tests.tracking.flaky import Proxy
 from tracking import outbox
 from tracking.server import Server
 from tracking.stagefiles import StageFiles
 
-Invoke = Callable[..., Result]
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
-
-
-@pytest.fixture
-def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
-    """Who is asked for the jobs of fabricated runs, all of which are gone."""
-    fake = FakeExecutor(name="local")
-    monkeypatch.setitem(EXECUTORS, "local", f"{fabricated.__name__}:the_fake")
-    monkeypatch.setattr(fabricated, "the_fake", lambda: fake, raising=False)
-    return fake
-
-
-@pytest.fixture
-def orchestrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: FakeExecutor) -> Invoke:
-    monkeypatch.setenv("ORCHESTRATE_STORE", str(tmp_path / "store"))
-
-    def invoke(*words: str) -> Result:
-        return CliRunner().invoke(app, list(words), catch_exceptions=False)
-
-    return invoke
 
 
 def _status(pipeline: Pipeline, stage: str) -> str:
