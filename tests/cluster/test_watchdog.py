@@ -19,7 +19,7 @@ from cluster.contract import Resources
 from cluster.hang import Limits, RankState, StepTimes, limit, verdict
 from cluster.heartbeat import Heart, Monitor, Pulse
 from cluster.processes import RankGroup
-from tests.cluster.bench import PYTHON, REPOSITORY, Bench
+from tests.cluster.bench import PYTHON, REPOSITORY, Bench, Job
 from tests.cluster.memory_group import memory_group
 
 SECONDS = 1.5  # of silence that are a hang, once a step time is known
@@ -332,27 +332,30 @@ def test_who_saves_for_long_or_was_suspended_with_its_job_is_left_alone(
 
 
 def test_a_hang_and_a_death_are_requeued_with_their_cause(bench: Bench) -> None:
-    jobs = []
-    for name, fault in (("hang", "stop:30"), ("death", "kill:30")):
-        env = {
-            "ORCHESTRATE_HANG_SECONDS": str(SECONDS),
-            "ORCHESTRATE_FAULT": fault,
-            "ORCHESTRATE_FAULT_RANK": "2",
-        }
-        resources = Resources(nodes=2, tasks_per_node=2)
-        request = bench.request(name, env=env, resources=resources)
-        request = replace(request, argv=(PYTHON, "-m", "tests.cluster.watched_stage"))
-        jobs.append(bench.submit_request(request))
-    states = bench.wait(*jobs, seconds=120)
+    hang = _submit(bench, "hang", "stop:30", rank=2, tasks_per_node=2)
+    # Alone on its node: with it ends all that SLURM started there.
+    death = _submit(bench, "death", "kill:30", rank=1, tasks_per_node=1)
+    states = bench.wait(hang, death, seconds=120)
     assert [state.exit_code for state in states] == [0, 0]
-    hang, death = jobs
     assert hang.ended(0)["decision"] == death.ended(0)["decision"] == "requeue"
-    assert hang.ended(0)["exit_code"] == 73
+    assert (hang.ended(0)["exit_code"], death.ended(0)["exit_code"]) == (73, 137)
     assert hang.ended(0)["reason"] == "a rank made no progress"
     records = hang.stage / "attempts" / "s001r000"
     assert fsio.read_json(records / "end.json")["message"].startswith("rank 2 on ")
     assert len(list(records.glob("stacks-rank*.txt"))) == 4
-    assert death.ended(0)["exit_code"] == 137
-    record = fsio.read_json(death.stage / "attempts" / "s001r000" / "failure-rank2.json")
+    record = fsio.read_json(death.stage / "attempts" / "s001r000" / "failure-rank1.json")
     assert record["cause"] == "killed"
     assert hang.ended(1)["decision"] == death.ended(1)["decision"] == "finished"
+
+
+def _submit(bench: Bench, name: str, fault: str, *, rank: int, tasks_per_node: int) -> Job:
+    env = {
+        "ORCHESTRATE_HANG_SECONDS": str(SECONDS),
+        "ORCHESTRATE_FAULT": fault,
+        "ORCHESTRATE_FAULT_RANK": str(rank),
+    }
+    resources = Resources(nodes=2, tasks_per_node=tasks_per_node)
+    request = bench.request(name, env=env, resources=resources)
+    return bench.submit_request(
+        replace(request, argv=(PYTHON, "-m", "tests.cluster.watched_stage"))
+    )
