@@ -107,6 +107,8 @@ class Failure:
         place += f" rank {self.rank}" if self.rank is not None else ""
         words = _CAUSES.get(self.cause, self.cause)
         message = _printable(self.message.strip().partition("\n")[0])
+        if self.cause == "hang" and self.rank is not None:
+            return message  # a watchdog's, which names rank and host
         return f"{words}{place}: {message}" if message else f"{words}{place}"
 
 
@@ -116,6 +118,9 @@ def failure_of(attempt: Attempt) -> Failure:
         attempt["failures"], key=lambda one: (one["cause"] == "communication", one["at"])
     )
     start, end, ended = attempt["start"] or {}, attempt["end"] or {}, attempt["exit"] or {}
+    if ranks and (vanished := _vanished(attempt)) is not None:
+        words = _exit_words(ended.get("exit_code"))
+        return Failure(cause=words, message="it left no record; others lost it", rank=vanished)
     if ranks:
         first = ranks[0]
         return Failure(
@@ -130,6 +135,19 @@ def failure_of(attempt: Attempt) -> Failure:
     if code in _EXIT_CODES:
         return Failure(cause=_EXIT_CODES[code], message=reason, host=host)
     return Failure(cause=_exit_words(code), message=reason, host=host)
+
+
+def _vanished(attempt: Attempt) -> int | None:
+    """The rank that all others lost, where it is the only one without a record of its own.
+
+    Its watchdog writes one where it outlives the rank, which SLURM does not always allow.
+    """
+    records = attempt["failures"]
+    ranks = set(range(int((attempt["start"] or {}).get("world_size", 0))))
+    silent = ranks - {record["rank"] for record in records}
+    lost = all(record["cause"] == "communication" for record in records)
+    killed = int((attempt["exit"] or {}).get("job_exit_code") or 0) > 128
+    return silent.pop() if lost and killed and len(silent) == 1 else None
 
 
 def ending(attempt: Attempt) -> str:

@@ -206,6 +206,28 @@ def test_a_killed_rank_is_named_before_those_who_lost_it_and_its_stage_is_no_fai
     assert "killed on n3 rank 3: the process ended by SIGKILL" in read(run)["pretrain"].told.reason
 
 
+def test_a_rank_without_any_record_is_named_where_all_others_lost_it(run: FabricatedRun) -> None:
+    run.submitted("pretrain")
+    lost = {f"failure_rank{n}": failure(n, "communication", "closed", at=1.0) for n in (0, 1, 3)}
+    ended = {"exit_code": 137, "job_exit_code": 137, "decision": "stop", "self_ended": True}
+    run.started("pretrain", exit=ended, **lost)
+    start = run.stage("pretrain").attempts / "s001r000" / "start.json"
+    assert "lost its peers on n0 rank 0" in read(run)["pretrain"].told.reason
+    fsio.write_json(start, {**fsio.read_json(start), "world_size": 4})
+    reason = read(run)["pretrain"].told.reason
+    assert reason.startswith("killed by SIGKILL (exit code 137) rank 2: it left no record")
+
+
+def test_a_hang_is_told_in_the_words_of_the_watchdog(run: FabricatedRun) -> None:
+    run.submitted("pretrain")
+    words = "rank 2 on n2 hangs: step 41, waiting for data for 75 s; stacks of all ranks in /a"
+    ended = {"exit_code": 73, "decision": "stop", "reason": "a rank made no progress; 3 attempts"}
+    run.started("pretrain", failure_rank2=failure(2, "hang", words, at=1.0), exit=ended)
+    told = read(run)["pretrain"].told
+    assert told.reason == f"{words} (a rank made no progress; 3 attempts)"
+    assert "resume" in told.next
+
+
 def test_commands_leave_out_a_store_that_is_the_default(
     run: FabricatedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
