@@ -31,7 +31,8 @@ class Limits:
 
     `usual` is the least, and `ceiling` the most that is granted on the ground of learned step
     times. A save may wait for storage and an evaluation for one long video (it gives a sign with
-    every batch); ten minutes is also what a collective waits. The first step may compile the model.
+    every batch); both have a minute less than the ten that a collective waits, whose error does not
+    say for whom. The first step may compile the model.
     """
 
     usual: float
@@ -42,12 +43,12 @@ class Limits:
 
     @staticmethod
     def of(seconds: float = DEFAULT_SECONDS) -> Limits:
-        """60 makes it 1, 5, 10, 10 and 20 minutes."""
+        """60 makes it 1, 5, 9, 9 and 20 minutes."""
         return Limits(
             usual=seconds,
             ceiling=5 * seconds,
-            save=10 * seconds,
-            evaluate=10 * seconds,
+            save=9 * seconds,
+            evaluate=9 * seconds,
             first_step=20 * seconds,
         )
 

@@ -71,8 +71,8 @@ def test_before_a_step_time_is_known_five_minutes_are_granted_and_more_for_the_f
 
 def test_saving_and_evaluating_have_more_time_and_teach_nothing() -> None:
     times = learned(1.0, 1.0)
-    assert limit(pulse(9, 0.0, "save"), times, LIMITS) == 600
-    assert limit(pulse(9, 0.0, "evaluate"), times, LIMITS) == 600
+    assert limit(pulse(9, 0.0, "save"), times, LIMITS) == 540
+    assert limit(pulse(9, 0.0, "evaluate"), times, LIMITS) == 540
     for phase in ("save", "evaluate"):
         times.observe(pulse(8, 100.0, phase))
         times.observe(pulse(9, 700.0))
