@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.data.loader import Batch
-from recipes.engine import distributed, full_weights, modes, optim, out_of_memory
+from recipes.engine import distributed, fragments, full_weights, modes, optim, out_of_memory
 from recipes.engine.config import TrainFields
 from recipes.engine.contract import Trainable
 from recipes.engine.ds_config import ds_config
@@ -151,10 +151,12 @@ class Engine:
             self._scale.load(state)
 
     def weights_finite(self) -> bool:
-        """Whether all weights are finite that this rank holds; under ZeRO 3 its share of them."""
-        share = "ds_tensor" if self._config.zero_stage == 3 else "data"
-        weights = [getattr(parameter, share) for parameter in self.model.parameters()]
-        return all(bool(torch.isfinite(weight).all()) for weight in weights)
+        """Whether the weights are finite that this rank holds: its share of them under ZeRO.
+
+        Without what ZeRO pads its shares with, which may be anything.
+        """
+        held = fragments.slots(self.raw, self.model)
+        return all(bool(torch.isfinite(slot.read(slot.owner)).all()) for slot in held)
 
     def full_weights(self) -> AbstractContextManager[None]:
         """Within it, `model` is whole on every rank and may be evaluated, but not changed."""
