@@ -190,14 +190,15 @@ class Records:
             for sentence in self._stragglers.look(table[:, 0].tolist(), seconds):
                 log.warning("%s", sentence)
         total = split["speed/step_seconds"] * self.speed.window_steps
-        if epoch == self._short_epoch or total < _TELLING_SECONDS:
+        workers = getattr(self._source, "workers", None)
+        if workers is None or epoch == self._short_epoch or total < _TELLING_SECONDS:
             return
         wait, transfer, busy, computing = table[:, 1:5].mean(0).tolist()
         said = shortage(
             Supply(
                 wait_share=wait,
                 transfer_share=transfer,
-                workers=int(getattr(self._source, "workers", 0)),
+                workers=workers,
                 cores=_cores(),
                 busy_share=busy,
                 computing_share=computing,
