@@ -16,6 +16,7 @@ from recipes.data.bitstream import hole_test
 from recipes.data.container import layout
 from recipes.data.decode import open_container, read_frames, video_stream
 from recipes.data.probe import probe
+from recipes.data.probe_access import Film
 from recipes.data.reel import decoded
 from recipes.data.witness import Witnesses, agrees
 from recipes.data.workers import each_expendable
@@ -248,6 +249,23 @@ def test_samples_of_luma_are_those_of_the_picture_for_every_pixel_format(tmp_pat
             expected = next(container.decode(video=0)).reformat(format="gray").to_ndarray()
         errors = [np.abs(guess - expected).mean() for guess in (kept, (kept - 16) * 255 / 219)]
         assert min(errors) < 3, pix_fmt
+
+
+def test_a_frame_that_looks_wrong_is_compared_with_one_smoothed_in_full(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", draw(COUNT, 144, 176), b_frames=2)
+    with decoded(path) as reel:
+        kept = reel.scan.witnesses.kept
+        kept[1] = 255 - kept[1]
+        assert Film(reel=reel, decoder="decord").agrees([1], "random")
+        reel.smoothed.kept[1] = kept[1]
+        assert not Film(reel=reel, decoder="decord").agrees([1], "random")
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_pictures_of_low_quality_do_not_look_like_wrong_ones(tmp_path: Path, decoder: str) -> None:
+    options = {"x265-params": "log-level=none:open-gop=0", "crf": "36"}
+    path = write(tmp_path / "a.mp4", draw(COUNT, 144, 176), "libx265", b_frames=3, options=options)
+    assert probe(path, decoder).verdict == "random"
 
 
 def _slow(seconds: float) -> float:
