@@ -165,7 +165,7 @@ class _Watch:
             self._end_attempt(names)
             return True
         if failed := sorted(name for name in names if name.startswith("failure-rank")):
-            return self._end_after(failed[0], now)
+            return self._end_after(failed[0], pulse, now)
         self._compare(pulse, names, hangs=hangs, now=now)
         return False
 
@@ -178,14 +178,15 @@ class _Watch:
     def _limit(self, pulse: Pulse) -> float:
         return hang.limit(pulse, self._times, self._limits)
 
-    def _end_after(self, failure: str, now: float) -> bool:
+    def _end_after(self, failure: str, pulse: Pulse, now: float) -> bool:
         """End this rank where it stays though another has failed: it may wait for it for ever.
 
-        A collective of Gloo notices a lost peer within a second, one of NCCL may not.
+        A collective of Gloo notices a lost peer within a second, one of NCCL may not. A rank that
+        saves may be about to commit what all have written; the executor gives it a little longer.
         """
         if self._failed_since is None:
             self._failed_since = now
-        if now - self._failed_since < _LEAVE_SECONDS:
+        if pulse.phase == "save" or now - self._failed_since < _LEAVE_SECONDS:
             return False
         message = f"ended by its watchdog, because it went on when others had failed: {failure}"
         self._records.failed(ExitCode.COMMUNICATION, "communication", message)

@@ -134,6 +134,9 @@ def test_a_fault_in_mid_pretraining_leads_to_the_same_weights(
     assert len(attempts) == 2
     assert 0 < attempts[0]["step"] < STEPS
     assert attempts[0]["decision"] == "requeue"
+    if fault is _kill_rank:
+        (failure,) = run.stage_dir("pretrain").glob("attempts/s001r000/failure-rank3.json")
+        assert json.loads(failure.read_text())["cause"] == "killed"
     assert _encoder(run) == _encoder(reference)
 
 
