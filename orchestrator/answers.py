@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.store import SCHEMA_VERSION, Store
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.status import RunStatus
     from orchestrator.submit import Prepared, SubmittedRun
+    from tracking.ancestry import Ancestry, Direction, Item
     from tracking.sync import RunSync
 
 
@@ -112,6 +114,47 @@ def show_synced(reports: Sequence[RunSync], *, as_json: bool) -> None:
     from orchestrator.view import emit, synced_view
 
     return emit(synced_view(reports), sys.stdout)
+
+
+def write_lineage(
+    what: str,
+    ancestry: Ancestry,
+    ids: Sequence[str],
+    shown: Sequence[Item],
+    page: Path | None,
+    picture: Path | None,
+) -> None:
+    """The files that were asked for, named on stderr."""
+    from cluster import fsio
+    from tracking.ancestry import as_html, as_svg
+
+    if page is not None:
+        fsio.write_text(page, as_html(f"Lineage of {what}", shown, ancestry.redone(ids)))
+    if picture is not None:
+        fsio.write_text(picture, as_svg(shown))
+    for path in filter(None, (page, picture)):
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def show_lineage(
+    what: str,
+    ancestry: Ancestry,
+    ids: Sequence[str],
+    shown: Sequence[Item],
+    directions: Sequence[Direction],
+    *,
+    as_json: bool,
+) -> None:
+    """What something came from and what it went into."""
+    if as_json:
+        from tracking.ancestry import as_json as plain
+
+        asked = {"schema_version": SCHEMA_VERSION, "asked": what}
+        return print_json({**asked, **plain(ancestry, ids, shown)})
+    from orchestrator.lineage_view import lineage_view
+    from orchestrator.view import emit
+
+    return emit(lineage_view(ancestry, ids, directions), sys.stdout)
 
 
 def show_lines(lines: Iterable[LogLine], *, prefix: bool) -> None:

@@ -283,6 +283,12 @@ def list_(
 
 command(app, "ui", "ui quickstart-1a2b --port 5001")(tracking_commands.ui)
 command(app, "sync", "sync quickstart-1a2b", "sync --all", "sync --rebuild")(tracking_commands.sync)
+command(
+    app,
+    "lineage latest:report",
+    "lineage quickstart-1a2b:data-ucf101 --down",
+    "lineage encoder.safetensors --html lineage.html",
+)(tracking_commands.lineage)
 
 
 @command(app, "doctor", "doctor --store /scratch/runs --json")

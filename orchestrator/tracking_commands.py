@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.arguments import Json, Run, StoreOption, open_store
+
+if TYPE_CHECKING:
+    from tracking.ancestry import Direction
 
 
 def ui(
@@ -70,3 +74,44 @@ def sync(
     for trouble in troubles:
         print(trouble, file=sys.stderr)
     return 3 if troubles else 0
+
+
+def lineage(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="RUN, RUN:STAGE, a stage's key or folder, a file, a SHA-256, models:/NAME@ALIAS.",
+        ),
+    ],
+    up: Annotated[bool, typer.Option("--up", help="Only what it came from.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Only what it went into.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page that stands alone.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Write the graph as a picture.")
+    ] = None,
+    as_json: Json = False,
+    store: StoreOption = None,
+) -> None:
+    """Show what a result came from and what it went into.
+
+    Up: encoders, datasets with digests, code. Down: every number that rests on it, and the stages
+    to run again if it was wrong. Read from the store alone.
+    """
+    from orchestrator import answers
+    from orchestrator.lineage_find import find_items
+    from orchestrator.lineage_graph import read_ancestry
+    from tracking.ancestry import Ancestry
+
+    chosen = open_store(store)
+    ancestry = read_ancestry(chosen)
+    asked = find_items(chosen, ancestry, what)
+    if asked.digest:
+        ancestry = Ancestry(ancestry.items.values(), asked.digest)
+    directions: list[Direction] = ["up"] if up or not down else []
+    directions += ["down"] if down or not up else []
+    shown = ancestry.around(asked.ids, directions)
+    answers.write_lineage(what, ancestry, asked.ids, shown, page, picture)
+    answers.show_lineage(what, ancestry, asked.ids, shown, directions, as_json=as_json)

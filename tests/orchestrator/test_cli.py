@@ -20,7 +20,7 @@ Invoke = Callable[..., Result]
 
 COMMANDS = (
     *("validate", "plan", "submit", "status", "logs"),
-    *("resume", "cancel", "list", "ui", "sync", "doctor", "schema"),
+    *("resume", "cancel", "list", "ui", "sync", "lineage", "doctor", "schema"),
 )
 
 RECIPE = """\

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.orchestrator.fabricated import FabricatedRun
+
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "mlflow", "pandas", "numpy", "deepspeed", "decord", "av", "sklearn", "matplotlib")
 RECIPE = """\
@@ -93,6 +95,15 @@ def test_help_imports_nothing_heavy_and_not_even_hydra(environment: dict[str, st
     code, modules = imported(environment, "--help")
     assert code == 0
     assert not modules & {*HEAVY, "hydra", "omegaconf", "rich", "submitit", "yaml"}
+
+
+def test_lineage_imports_nothing_heavy(environment: dict[str, str]) -> None:
+    run = FabricatedRun(Path(environment["ORCHESTRATE_STORE"]))
+    run.submitted("pretrain")
+    run.succeeded("pretrain")
+    code, modules = imported(environment, "lineage", "demo")
+    assert code == 0
+    assert not modules & {*HEAVY, "hydra", "omegaconf", "submitit"}
 
 
 def test_plan_imports_nothing_heavy(
