@@ -69,10 +69,8 @@ def _copy(norm: _BatchNorm) -> SyncBatchNorm:
     made = SyncBatchNorm(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
     )
-    for name, parameter in norm.named_parameters():
-        setattr(made, name, parameter)
-    for name, buffer in norm.named_buffers():
-        setattr(made, name, buffer)
+    # As they are: in a momentum encoder the weights are buffers.
+    made._parameters, made._buffers = norm._parameters, norm._buffers
     return made.train(norm.training)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from recipes.contract import ConfigurationError
 from recipes.engine.ema import decay_at
+from recipes.engine.sync_batch_norm import synchronized
 from recipes.models.encoder import load_encoder
 from recipes.models.momentum import FeatureQueue, MomentumEncoder, encode_shuffled, momentum_at
 from tests.recipes import momentum_worker
@@ -69,6 +70,20 @@ def test_weights_that_are_shared_stay_shared_in_the_copy():
     slow = MomentumEncoder(nn.Sequential(layer, layer))
     assert slow.network[0].weight is slow.network[1].weight
     slow.update(0.5)
+
+
+def test_batch_norms_of_the_copy_can_be_made_to_span_ranks():
+    torch.manual_seed(0)
+    online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    slow, plain = MomentumEncoder(online), MomentumEncoder(online)
+    synchronized(slow)
+    inputs = torch.randn(5, 3)
+    torch.testing.assert_close(slow(inputs), plain(inputs))
+    with torch.no_grad():
+        online[1].weight.fill_(3.0)
+    slow.update(0.0)
+    assert slow.network[1].weight.tolist() == [3.0] * 4
+    assert not list(slow.parameters())
 
 
 def test_the_momentum_rises_by_half_a_cosine_from_its_first_value_to_one():
