@@ -120,10 +120,10 @@ def _trials(film: Film) -> list[list[int]]:
     alone += [[keys[-1] + step] for step in before]
     in_turn = [key + _INSIDE for key in _spread(keys, _TOGETHER)]
     behind = [keys[-1] - 1, last]
-    trials = [
-        sorted({number for number in trial if number in witnesses.kept})
-        for trial in (*alone, [*in_turn, *behind])
-    ]
+    trials = [*alone, [*in_turn, *behind]]
+    if film.decoder == "pyav":  # decodes each clip of one request afresh, if it does so at all
+        trials = [[number for trial in trials for number in trial]]
+    trials = [sorted({number for number in trial if number in witnesses.kept}) for trial in trials]
     return [trial for trial in trials if trial]
 
 
