@@ -52,14 +52,15 @@ def _found(modules: list[nn.Module], mode: str, what: str) -> None:
 def _compiled(model: nn.Module, config: TrainFields) -> Iterator[nn.Module]:
     """Backbones, which have nearly all of the work; the loss around them is small and varied.
 
-    Where activations are computed again it is the recomputed blocks, so that what runs twice is
-    compiled and not the bookkeeping around it.
+    Where activations are computed again it is the blocks of the recomputed stages, so that what
+    runs twice is compiled and not the bookkeeping around it.
     """
     for module in model.modules():
         if isinstance(getattr(module, "feature_dim", None), int):
-            blocks = getattr(module, "stages", None)
-            if config.activation_checkpointing and isinstance(blocks, nn.Sequential):
-                yield from blocks
+            stages = getattr(module, "stages", None)
+            if config.activation_checkpointing and isinstance(stages, nn.Sequential):
+                for stage in stages:
+                    yield from stage.children()
             else:
                 yield module
 
