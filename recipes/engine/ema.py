@@ -41,6 +41,11 @@ class Ema(nn.Module):
         """Average the parameters that `model` has now, as many as before and in their order."""
         self._live = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
+    @property
+    def equal_on_ranks(self) -> list[str]:
+        """All of it: every rank averages the same weights."""
+        return [name for name, _ in self.named_buffers()]
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the weights as optimizer step `step` (from 1) left them."""

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from recipes.contract import InputError
-from recipes.engine import shards
+from recipes.engine import shards, state
 from recipes.engine.fragments import Slot
 
 _NOT_FRAGMENTS = ("buffer/", "random/")
@@ -78,8 +78,8 @@ class Reader:
     def numbers(self) -> dict[str, dict[str, Any]]:
         """Scalars of the optimizer's state by parameter; ranks that share one agree."""
         found: dict[str, dict[str, Any]] = {}
-        for state in self.states:
-            found.update(state["scalars"])
+        for one in self.states:
+            found.update(one["scalars"])
         return found
 
     def own(self, prefix: str, rank: int) -> dict[str, Tensor]:
@@ -91,12 +91,15 @@ class Reader:
         }
 
     def fill_buffers(self, model: nn.Module, rank: int) -> None:
-        """Set the model's buffers to this rank's.
+        """Set the model's buffers to this rank's, and to rank 0's where it keeps them for all.
 
         Raises:
             InputError: names and shapes do not fit.
         """
-        saved, present = self.own("buffer", rank), dict(model.named_buffers())
+        present = dict(model.named_buffers())
+        equal = state.equal_buffers(model)
+        saved = {n: value for n, value in self.own("buffer", 0).items() if n in equal}
+        saved |= self.own("buffer", rank)
         for name in sorted(saved.keys() ^ present.keys()):
             where = "the model" if name in saved else "the checkpoint"
             raise InputError(f"{self.folder}: {where} has no buffer {name}")

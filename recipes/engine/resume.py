@@ -213,7 +213,7 @@ class Saver:
         held = fragments.slots(self._engine.raw, model)
         tensors, random = state.capture_random()
         tensors = {f"random/{name}": value for name, value in tensors.items()}
-        tensors |= {f"buffer/{name}": value for name, value in model.named_buffers()}
+        tensors |= {f"buffer/{name}": value for name, value in state.own_buffers(model, rank)}
         scalars = {}
         for slot in fragments.share_out(held, rank, distributed.world_size()):
             for kind, values in fragments.tensors(slot, optimizer).items():

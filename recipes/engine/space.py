@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from cluster import fsio
-from recipes.engine import fragments
+from recipes.engine import fragments, state
 from recipes.engine.config import OptimizerConfig
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,9 @@ def estimated_bytes(model: nn.Module, optimizer: OptimizerConfig, ranks: int) ->
     numels = {name: _numel(shape) for name, shape in fragments.shapes(model).items()}
     trained = sum(numels[name] for name, p in model.named_parameters() if p.requires_grad)
     weights = 4 * (sum(numels.values()) + trained * _STATES[optimizer.name])
-    buffers = sum(value.numel() * value.element_size() for value in model.buffers())
-    return int(1.01 * (weights + ranks * buffers))
+    own = [state.own_buffers(model, rank) for rank in range(ranks)]
+    buffers = sum(value.numel() * value.element_size() for each in own for _, value in each)
+    return int(1.01 * (weights + buffers))
 
 
 def is_too_little(directory: Path, size: int, needed: int) -> bool:

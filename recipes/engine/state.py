@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.engine import distributed
 
@@ -88,6 +88,21 @@ class Meter:
         sums = state["sums"].items()
         self._sums = {n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in sums}
         self._count = state["count"]
+
+
+def equal_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that are equal on all ranks, as modules say in `equal_on_ranks`."""
+    return {
+        f"{place}.{name}" if place else name
+        for place, module in model.named_modules()
+        for name in getattr(module, "equal_on_ranks", ())
+    }
+
+
+def own_buffers(model: nn.Module, rank: int) -> list[tuple[str, Tensor]]:
+    """The buffers that a rank keeps in a checkpoint: what is equal on all ranks, rank 0 keeps."""
+    equal = equal_buffers(model) if rank else set()
+    return [(name, value) for name, value in model.named_buffers() if name not in equal]
 
 
 def join_loops(loops: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class MomentumEncoder(nn.Module):
         self._names = [name for name, _ in online.named_parameters()]
         self._live = list(online.parameters())
 
+    @property
+    def equal_on_ranks(self) -> list[str]:
+        """The weights, and not the batch-norm statistics."""
+        return [f"network.{name}" for name in self._names]
+
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the copy makes of the inputs, without gradient."""
@@ -69,6 +74,7 @@ class FeatureQueue(nn.Module):
 
     features: Tensor
     pointer: Tensor
+    equal_on_ranks = ("features", "pointer")
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()

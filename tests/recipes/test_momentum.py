@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -235,6 +236,19 @@ def test_the_queue_is_equal_on_all_ranks_and_has_the_last_keys_in_order(runs, wo
     for end in ends:
         assert torch.equal(end["state"]["queue.features"], keys[-LENGTH:])
         assert end["state"]["queue.pointer"] == STEPS * 8 % LENGTH
+
+
+def test_a_checkpoint_has_once_what_is_equal_on_all_ranks(runs):
+    files = sorted((runs.folder / "alone-2" / "checkpoints").glob(f"step_*{STEPS}/*.safetensors"))
+    assert len(files) == 2
+    kept = []
+    for file in files:
+        with safe_open(file, framework="pt") as stream:
+            kept.append({name.removeprefix("buffer/") for name in stream.keys()})  # noqa: SIM118
+    once = {"queue.features", "queue.pointer", "momentum.network.0.weight", "ema.encoder/0/weight"}
+    each = {"momentum.network.1.running_mean", "encoder.1.running_mean"}
+    assert once | each <= kept[0]
+    assert each <= kept[1] and not once & kept[1]
 
 
 def in_order(ends: list[dict[str, Any]], steps: range) -> torch.Tensor:
