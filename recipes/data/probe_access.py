@@ -44,7 +44,7 @@ class Film:
         height, width = size if scan.rotation % 180 == 0 else size[::-1]
         read = read_frames(
             self.reel.path,
-            sorted(numbers),
+            numbers,
             height=height,
             width=width,
             verdict=verdict,
