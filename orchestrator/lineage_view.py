@@ -48,16 +48,14 @@ def _grow(tree: Tree, ancestry: Ancestry, id: str, direction: Direction, seen: s
         taken = (ancestry.items[id] if direction == "up" else item).takes
         source = other if direction == "up" else id
         edges = [one for one in taken if one.source == source]
-        label = _line(item, edges)
-        if other in seen:
-            tree.add(label.append("  (see above)", style="dim"))
-            continue
-        branch = tree.add(label)
-        for row in _rows(ancestry.items[id], item) if direction == "up" else ():
+        label, known = _line(item, edges), other in seen
+        branch = tree.add(label.append("  (see above)", style="dim") if known else label)
+        pair = (ancestry.items[id], item)
+        report, stage = pair if direction == "up" else pair[::-1]
+        for row in _rows(report, stage):
             branch.add(Text(row))
-        _grow(branch, ancestry, other, direction, seen)
-        for row in _rows(item, ancestry.items[id]) if direction == "down" else ():
-            branch.add(Text(row))
+        if not known:
+            _grow(branch, ancestry, other, direction, seen)
 
 
 def _rows(report: Item, stage: Item) -> Iterator[str]:

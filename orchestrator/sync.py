@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.decision import ACTIVE, Status
+from orchestrator.lineage_graph import read_ancestry
 from orchestrator.listing import statuses
 from orchestrator.record import read_records
 from orchestrator.store import Store
+from tracking.ancestry import Ancestry, as_html
 
 if TYPE_CHECKING:
     from cluster.contract import JobHandle
@@ -35,37 +38,57 @@ def deliver_runs(
     from tracking.server import default_uri
 
     away: dict[str, RunSync] = {}
+    ancestry = read_ancestry(store)
     for run in statuses(store, run_ids):
         tracking = store.read_run(run.run_id).get("tracking") or {}
         target = str(tracking.get("uri") or uri or default_uri(store.root))
         if target in away:
             report = replace(away[target], run_id=run.run_id)
         else:
-            report = deliver(store, run, target, anew=anew)
+            report = deliver(store, run, ancestry, target, anew=anew)
         if report.away:
             away[target] = report
         yield run, report
 
 
-def deliver(store: Store, run: RunStatus, uri: str | None = None, *, anew: bool = False) -> RunSync:
+def deliver(
+    store: Store,
+    run: RunStatus,
+    ancestry: Ancestry,
+    uri: str | None = None,
+    *,
+    anew: bool = False,
+) -> RunSync:
     """Deliver one run and close what is over, where its tracking is on.
 
     Args:
         store: where it lies.
         run: its status; what the scheduler said of each stage becomes the MLflow run's status.
+        ancestry: what came from what in that store; the run's part becomes a page of its parent.
         uri: a server where the run names none.
         anew: send everything, whatever was delivered before.
     """
     from tracking.sync import sync_run
 
     os.umask(0o077)  # MLflow copies artifacts with the modes of this process
-    return sync_run(store.root, run.run_id, states=states_of(store, run), uri=uri, anew=anew)
+    ids = [id for stage in run.stages if (id := Path(stage.folder).name) in ancestry.items]
+    page = as_html(
+        f"Lineage of {run.run_id}", ancestry.around(ids, ["up", "down"]), ancestry.redone(ids)
+    )
+    return sync_run(
+        store.root,
+        run.run_id,
+        states=states_of(store, run),
+        uri=uri,
+        anew=anew,
+        pages={"lineage.html": page},
+    )
 
 
 def deliver_finished(store: Store, run: RunStatus) -> RunSync | None:
     """Deliver a run that has just ended on this machine; in mode offline that waits for `sync`."""
     tracking = store.read_run(run.run_id).get("tracking") or {}
-    return None if tracking.get("mode") == "offline" else deliver(store, run)
+    return None if tracking.get("mode") == "offline" else deliver(store, run, read_ancestry(store))
 
 
 def states_of(store: Store, run: RunStatus) -> dict[str, State]:

@@ -111,9 +111,14 @@ def _log_recipe(client: MlflowClient, run_id: str, run_dir: Path) -> None:
 
 
 def refresh_parent(
-    client: MlflowClient, target: Target, states: Mapping[str, State] | None = None
+    client: MlflowClient,
+    target: Target,
+    states: Mapping[str, State] | None = None,
+    pages: Mapping[str, str] | None = None,
 ) -> str:
     """Write the stages' states, results and the graph into the parent run; returns its status.
+
+    `pages` are further texts to keep with it, by the name of their file.
 
     Reading the stages and writing their sum happen under one lease, so that of two stages that end
     together the later one sees both.
@@ -128,7 +133,8 @@ def refresh_parent(
         tags = {**_tags(run, target), "mlflow.note.content": note}
         recorder.set_tags(client, parent.run_id, tags)
         _log_recipe(client, parent.run_id, target.run_dir)
-        artifacts.log_text(client, parent.run_id, lineage.as_svg(nodes), "pipeline.svg")
+        for name, text in {"pipeline.svg": lineage.as_svg(nodes), **(pages or {})}.items():
+            artifacts.log_text(client, parent.run_id, text, name)
         recorder.log_points(client, parent.run_id, _results(nodes))
         status = pipeline_status(nodes)
         recorder.set_status(client, parent.run_id, status, _ended_at(nodes))

@@ -155,6 +155,7 @@ def sync_run(
     states: Mapping[str, State] | None = None,
     uri: str | None = None,
     anew: bool = False,
+    pages: Mapping[str, str] | None = None,
 ) -> RunSync:
     """Deliver every stage of a pipeline run in order, then bring its parent run up to date.
 
@@ -166,6 +167,7 @@ def sync_run(
         states: what the stages are doing, by name, if the scheduler was asked.
         uri: a server for submissions that name none.
         anew: send everything, whatever was delivered before.
+        pages: texts to keep with the parent run, by the name of their file.
 
     Raises:
         FileNotFoundError: there is no such run.
@@ -194,7 +196,7 @@ def sync_run(
     status, url, problem = "", "", list[str]()
     with _problems(problem):
         client = recorder.connect(target.uri)
-        status = refresh_parent(client, target, states)
+        status = refresh_parent(client, target, states, pages)
         url = _url(run_dir)
     return RunSync(
         run_id=run_id,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from cluster import fsio
+from orchestrator.lineage_view import lineage_view
+from orchestrator.view import emit
 from tests.tracking.conftest import Invoke
 from tests.tracking.fabricate import Pipeline, finish_all, make_pipeline, record_inputs
-from tracking.ancestry import Ancestry, Item, Taken, as_svg
+from tracking.ancestry import Ancestry, Item, Number, Taken, as_svg
 
 DATASET = fsio.sha256_text("table")
 
@@ -202,6 +205,34 @@ def test_boxes_of_two_runs_have_names_of_their_own() -> None:
 
 def _taken(source: str) -> Taken:
     return Taken(slot="encoder", source=source, artifact="encoder")
+
+
+def test_every_row_of_a_report_is_shown_under_the_stage_that_it_is_of() -> None:
+    numbers = (Number(stage="probe", text="linear 0.5"), Number(stage="run:r0:knn", text="R@1 0.4"))
+    items = [
+        Item(id="e", name="r1:pretrain", kind="pretrain", state="succeeded"),
+        *(
+            Item(
+                id=id, name=name, names=(name,), kind="probe", state="failed", takes=(_taken("e"),)
+            )
+            for id, name in (("p", "r1:probe"), ("k", "r0:knn"))
+        ),
+        Item(
+            id="r",
+            name="r1:report",
+            kind="report",
+            state="succeeded",
+            takes=(_taken("p"), _taken("k")),
+            numbers=numbers,
+        ),
+    ]
+    stream = StringIO()
+    emit(lineage_view(Ancestry(items), ["e"], ["down"]), stream)
+    lines = [line.strip("│├└─ ") for line in stream.getvalue().splitlines()]
+    assert [line.split("  ")[0] for line in lines[1:-1]] == [
+        *("encoder: r1:probe", "encoder: r1:report", "row: linear 0.5"),
+        *("encoder: r0:knn", "encoder: r1:report", "row: R@1 0.4"),
+    ]
 
 
 def test_a_registered_model_leads_to_the_stage_that_made_it(

@@ -138,6 +138,7 @@ def test_a_lost_database_is_rebuilt_from_the_store_and_is_equal(
     assert len(before["runs"]) == 5 + 4 + 3
     loss = before["runs"]["r1:pretrain"]["histories"]["train/loss"]
     assert [step for step, _, _ in loss] == [*range(40), 195]  # and the result
+    assert "lineage.html" in before["runs"]["r1:"]["artifacts"]
     assert "failure-s001r001.txt" in before["runs"]["r1:pretrain"]["artifacts"]
 
     _wipe(store, empty_database)
