@@ -22,7 +22,7 @@ from recipes.engine.profile import Profile
 from recipes.engine.records import Records
 from recipes.engine.resume import Saver
 from recipes.engine.schedule import base_lr, lr_factor, total_steps
-from recipes.engine.settings import prepare_torch
+from recipes.engine.settings import care_for_reduction, prepare_torch
 
 OnEpoch = Callable[[int], Mapping[str, float] | None]
 
@@ -127,7 +127,9 @@ class _Training:
         self._counted = False
         if loop is not None:
             self._load(loop)
-        _time_reduction(engine.raw, self._clock)
+        care_for_reduction(
+            engine.raw, self._clock, alone=ctx.world_size == 1 and not config.zero_stage
+        )
 
     def run(self) -> TrainOutcome:
         """Train to the end; see `train`."""
@@ -334,20 +336,6 @@ class _Training:
             self._ema.follow(self._engine.model)
             self._ema.apply_for_good()
             del self._engine.model.ema
-
-
-def _time_reduction(raw: Any, clock: speed.Clock) -> None:
-    """Count DeepSpeed's reduction of gradients, which ends a backward pass, as communication."""
-    reduce = raw.allreduce_gradients
-
-    def timed(*arguments: Any, **options: Any) -> Any:
-        before = clock.enter("communication")
-        try:
-            return reduce(*arguments, **options)
-        finally:
-            clock.enter(before)
-
-    raw.allreduce_gradients = timed
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
