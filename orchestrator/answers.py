@@ -129,7 +129,7 @@ def write_lineage(
     from tracking.ancestry import as_html, as_svg
 
     if page is not None:
-        fsio.write_text(page, as_html(f"Lineage of {what}", shown, ancestry.redone(ids)))
+        fsio.write_text(page, as_html(f"Lineage of {what}", ancestry, ids, shown))
     if picture is not None:
         fsio.write_text(picture, as_svg(shown))
     for path in filter(None, (page, picture)):

@@ -72,9 +72,8 @@ def deliver(
 
     os.umask(0o077)  # MLflow copies artifacts with the modes of this process
     ids = [id for stage in run.stages if (id := Path(stage.folder).name) in ancestry.items]
-    page = as_html(
-        f"Lineage of {run.run_id}", ancestry.around(ids, ["up", "down"]), ancestry.redone(ids)
-    )
+    shown = ancestry.around(ids, ["up", "down"])
+    page = as_html(f"Lineage of {run.run_id}", ancestry, ids, shown)
     return sync_run(
         store.root,
         run.run_id,

@@ -218,10 +218,18 @@ _STYLE = (
 )
 
 
-def as_html(title: str, items: Sequence[Item], redo: Sequence[Item]) -> str:
-    """A page that stands by itself: the picture, what would be redone, and a table of all items."""
-    rows = "\n".join(_row(item, {one.id: one.name for one in items}) for item in items)
-    names = ", ".join(html.escape(item.name) for item in redo) or "nothing"
+def as_html(title: str, ancestry: Ancestry, ids: Sequence[str], items: Sequence[Item]) -> str:
+    """A page that stands by itself: the picture, what would be redone, and a table of the items.
+
+    Args:
+        title: its heading.
+        ancestry: what the items are of.
+        ids: what was asked for.
+        items: what is shown.
+    """
+    every = {item.id: item.name for item in ancestry.items.values()}
+    rows = "\n".join(_row(item, every) for item in items)
+    names = ", ".join(html.escape(item.name) for item in ancestry.redone(ids)) or "nothing"
     head = "<th>" + "</th><th>".join(_COLUMNS) + "</th>"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -94,12 +94,17 @@ def ensure_model(
 
 
 def _upload_model(client: MlflowClient, model_id: str, path: Path) -> None:
-    """MLflow takes a folder, and the file's own folder holds more than the model."""
+    """With what lies beside it for those who use it: the files of its name, and its card.
+
+    MLflow takes a folder, and the file's own folder holds more than the model.
+    """
+    described = [*path.parent.glob(f"{path.stem}.*"), path.parent / "README.md"]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".model-") as folder:
-        try:
-            os.link(path, Path(folder) / path.name)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, Path(folder) / path.name)
+        for source in (one for one in described if one.is_file()):
+            try:
+                os.link(source, Path(folder) / source.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, Path(folder) / source.name)
         client.log_model_artifacts(model_id, folder)
 
 
