@@ -296,6 +296,8 @@ def finish_all(pipeline: Pipeline, picture: bytes = b"\x89PNG") -> None:
         "meta": {"backbone": {"name": "r2d3d18"}, "method": "dpc"},
     }
     pretrain.result("s001r000", {"train/loss": 10.0 / 196}, {"encoder": encoder}, 195)
+    for name in ("encoder.py", "encoder.json", "README.md"):
+        (pretrain.path / "outputs" / name).write_text(f"{name} of {pipeline.run_id}")
     probe.metrics("s001r000", range(10), accuracy=lambda step: step / 20)
     summary = {"protocol": "linear probe", "data": "ucf101", "split": 1}
     probe.result("s001r000", {"top1": 0.54, "R@10": 0.81}, {}, 10, summary)

@@ -170,6 +170,9 @@ def test_an_encoder_is_a_model_made_by_pretraining_and_taken_in_by_the_probe(
     content = (Path(folder) / "encoder.safetensors").read_bytes()
     assert content == b"weights of " + delivered.pipeline.run_id.encode()
     assert model.tags["sha256"] == fsio.sha256_file(Path(folder) / "encoder.safetensors")
+    # What people need to use it lies beside it, and what belongs to the stage does not.
+    names = {"encoder.safetensors", "encoder.py", "encoder.json", "README.md"}
+    assert names == {path.name for path in Path(folder).iterdir()} - {"MLmodel"}
 
 
 def test_the_model_page_lists_the_numbers_measured_with_it(delivered: Delivered) -> None:
