@@ -23,8 +23,6 @@ def prepare(model: nn.Module, config: TrainFields, world_size: int) -> None:
     """
     if config.sync_batch_norm and world_size > 1:
         synchronized(model)
-    if config.zero_stage == 3:
-        _out_of_place(model)
     if config.channels_last:
         _channels_last(model)
     if config.activation_checkpointing:
@@ -63,13 +61,6 @@ def _compiled(model: nn.Module, config: TrainFields) -> Iterator[nn.Module]:
                     yield from stage.children()
             else:
                 yield module
-
-
-def _out_of_place(model: nn.Module) -> None:
-    """ZeRO 3's hooks hand every module a view of the tensor before, which must not be written."""
-    for module in model.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
 
 
 def _channels_last(model: nn.Module) -> None:
