@@ -43,6 +43,8 @@ def ds_config(config: TrainFields, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.clip_grad or 0.0,
         "steps_per_print": None,
+        # It would wait for the device at the begin and the end of every step.
+        "timers": {"throughput": {"enabled": False}},
         "zero_optimization": _zero(config),
         "zero_allow_untested_optimizer": config.optimizer.name not in _TRIED_WITH_ZERO,
         # PyTorch's fused optimizers run on the CPU too; DeepSpeed's own would be compiled there.
