@@ -87,7 +87,7 @@ class Bench:
 
 def measure(folder: Path, small: bool) -> list[tuple[str, list[Line]]]:
     """Rounds of plain steps and of a save with the steps until it is committed."""
-    bench, rounds = Bench(folder, small), 3 if small else 8
+    bench, rounds = Bench(folder, small), 2 if small else 3
     for _ in range(3):
         bench.step()
     bench.save()
@@ -97,7 +97,7 @@ def measure(folder: Path, small: bool) -> list[tuple[str, list[Line]]]:
     slowed: list[float] = []
     costs: list[float] = []
     for _ in range(rounds):
-        near = [bench.step() for _ in range(5)]
+        near = [bench.step() for _ in range(4)]
         stalls.append(bench.save())
         during = []
         while not bench.committed():

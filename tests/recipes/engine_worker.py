@@ -142,7 +142,9 @@ def run_job(job: Mapping[str, Any], rank: int) -> int:
             seen["step"] = step
             if step == job.get("full_after"):
                 # Files of more than 4 kB cannot be written any more, as on a full disk.
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+            if step == job.get("room_after"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
         def loss(self, batch: Batch) -> Any:
             used.append(batch.videos.tolist())
@@ -261,7 +263,7 @@ def run_jobs(
     ]
     codes = []
     for process in ranks:
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=1200)
         assert process.returncode == 0, errors[-4000:]
         codes.append(json.loads(output.strip().splitlines()[-1]))
         sys.stderr.write(errors[-4000:])

@@ -130,6 +130,8 @@ def first_attempts(folder: Path) -> dict[str, dict[str, Any]]:
     for case in (PLAIN, SPLIT):
         add(f"exploded-{case.name}", case, poison="gradient", **poison)
     add("full", DAMAGED, every=2, full_after=3)
+    add("full-for-a-while", KILLED, every=2, full_after=3, room_after=5, asynchronous=True)
+    add("killed-writing", KILLED, every=2, fault="checkpoint.half_written:2", asynchronous=True)
     add("two-ranks", PLAIN)
     for name, case in (("plain", PLAIN), ("split", SPLIT)):
         add(name, case, stop_at=4)
@@ -140,7 +142,7 @@ def second_attempts(folder: Path) -> dict[str, dict[str, Any]]:
     again = {f"stopped-{case.name}": case for case in SINGLE + DOUBLE}
     again |= {f"killed-{fault}": KILLED for fault in FAULTS}
     again |= {f"alone-{SINGLE[0].name}": SINGLE[0], "damaged": DAMAGED, "hopeless": HOPELESS}
-    again |= {"full": DAMAGED}
+    again |= {"full": DAMAGED, "killed-writing": KILLED}
     again |= {"plain": Case(1, *PLAIN[1:]), "split": Case(1, *SPLIT[1:])}
     return {name: case.job(folder / name, every=2, restart=1) for name, case in again.items()}
 
@@ -230,9 +232,9 @@ def test_another_rank_count_goes_on_with_the_same_batches_and_dropout(runs, name
     assert runs.first[name] == [STOPPED, STOPPED]
     assert runs.second[name] == [0]
     changed, kept = (trained(runs.folder / place) for place in (name, "two-ranks"))
-    assert changed[3] == kept[3]
+    assert changed[3] == pytest.approx(kept[3], rel=1e-5), "ZeRO adds up the norm in another way"
     for step in (6, 8):
-        assert changed[step]["train/loss"] == pytest.approx(kept[step]["train/loss"], rel=2e-3)
+        assert changed[step]["train/loss"] == pytest.approx(kept[step]["train/loss"], rel=1e-5)
 
 
 def test_ranks_take_the_micro_batches_of_a_step_in_turn(runs):
@@ -265,6 +267,22 @@ def test_a_gradient_that_is_not_finite_stops_all_ranks_with_or_without_zero(runs
     assert runs.first[place.name] == [72, 72]
     assert "not finite at step 4" in (place / "error-0").read_text()
     assert runs.committed[place.name] == [2]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_training(runs):
+    place = runs.folder / "full-for-a-while"
+    assert runs.first[place.name] == [0, 0]
+    assert runs.committed[place.name] == [6, 8], "the save of step 4 failed"
+    assert_same(place, runs.folder / f"alone-{KILLED.name}")
+    assert not list((place / "checkpoints").glob("*.tmp"))
+
+
+def test_killed_while_it_writes_in_the_background_it_goes_on_from_the_one_before(runs):
+    place = runs.folder / "killed-writing"
+    assert KILL in runs.first[place.name]
+    assert runs.committed[place.name] == [2]
+    assert runs.second[place.name] == [0, 0]
+    assert_same(place, runs.folder / f"alone-{KILLED.name}")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_when_there_is_room(runs):
