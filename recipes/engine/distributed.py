@@ -17,8 +17,9 @@ from recipes.engine import roll_call
 
 log = logging.getLogger(__name__)
 
-# How long a hung peer goes unnoticed. Hashing a checkpoint on rank 0 has to fit in.
-TIMEOUT_SECONDS = 600.0
+# The last resort: the watchdogs find a hang in minutes and can name the rank, a collective cannot.
+# It must outlast their longest limit, that of a first step with its compilation (20 min).
+TIMEOUT_SECONDS = 1800.0
 
 
 class DeviceError(StageError):
