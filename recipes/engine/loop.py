@@ -187,7 +187,7 @@ class _Training:
         scale = self._engine.loss_scale()
         self._records.log(self._step, lr, norm, scale, self._device)
         self._records.report(self._step, parts[-1].loss)
-        self._records.speed.end_step()
+        self._records.end_step()
         self._profile.end_step(self._step, last=self._step == self._total)
         self._care_for_checkpoints(verdict)
 

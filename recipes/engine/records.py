@@ -51,6 +51,7 @@ class Records:
         self._stragglers: Stragglers | None = None
         self._usage_before = _usage(source)
         self._window_began = time.perf_counter()
+        self._started = False
 
     @property
     def history(self) -> list[tuple[int, dict[str, float]]]:
@@ -110,6 +111,13 @@ class Records:
         self.speed.close_window()
         figures = self._figures(device, epoch)
         self._ctx.log_metrics(step, {**self.metrics, **figures})
+
+    def end_step(self) -> None:
+        """A step ended. While the first one waits for its data, the reading processes start."""
+        self.speed.end_step()
+        if not self._started:
+            self._started = True
+            self._usage_before, self._window_began = _usage(self._source), time.perf_counter()
 
     def report(self, step: int, loss: Tensor) -> None:
         """Tell how far it is, on rank 0, about once a second and at the end."""
