@@ -210,6 +210,7 @@ class Records:
                 cores=_cores(),
                 busy_share=busy,
                 computing_share=computing,
+                node_load=os.getloadavg()[0] / (os.cpu_count() or 1),
                 prepared_share=float(getattr(self._source, "prepared_share", 0.0)),
             )
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 TOLERATED = 0.05  # share of a step's time
 _ALWAYS_BUSY = 0.9  # share of the time that processes which read have something to do
+_OVERLOADED = 1.5  # processes for each processor
 _MOSTLY_COMPUTING = 0.6  # share of their working time in which a processor works for them
 
 
@@ -22,6 +23,7 @@ class Supply:
         busy_share: of the processes' time, with something to read.
         computing_share: of that, with a processor at work for them.
         prepared_share: of the videos, re-encoded ones.
+        node_load: processes of the whole node that want a processor, for each it has.
     """
 
     wait_share: float
@@ -31,6 +33,7 @@ class Supply:
     busy_share: float = 0.0
     computing_share: float = 0.0
     prepared_share: float = 0.0
+    node_load: float = 0.0
 
 
 def shortage(supply: Supply) -> str | None:
@@ -68,6 +71,12 @@ def _reason(supply: Supply) -> str:
             f"{who} are always busy, but {computing}, and they share {supply.cores} cores with "
             f"training: cores are short. Raise resources.cpus_per_task to {_wanted(supply) + 1}"
             f"{_prepare(supply)}"
+        )
+    if supply.node_load > _OVERLOADED:
+        return (
+            f"{who} are always busy, but {computing}, and on their node {supply.node_load:.1f} "
+            "processes want each core: look for what else runs there (top), and that "
+            f"resources.cpus_per_task covers workers and training{_prepare(supply)}"
         )
     return (
         f"{who} are always busy, but {computing}: they wait for their files. Put the videos on "

@@ -268,6 +268,7 @@ DECODING = Supply(
         ({"cores": 4}, ["workers to 8 and resources.cpus_per_task to 9", "files: all"]),
         ({"computing_share": 0.3}, ["wait for their files", "faster storage", "workers: 8"]),
         ({"computing_share": 0.3, "cores": 4}, ["cores are short", "cpus_per_task to 9"]),
+        ({"computing_share": 0.3, "node_load": 2.0}, ["2.0 processes want each core", "what else"]),
         ({"busy_share": 0.4}, ["only 40% of the time", "takes batches over", "OMP_NUM_THREADS"]),
         ({"workers": 0, "busy_share": 0.0}, ["workers: 0", "Set workers", "up to 15"]),
         ({"wait_share": 0.06}, ["6% of the time", "workers to 5;"]),
