@@ -63,43 +63,61 @@ def log(stage: Stage, step: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Medians: of the rounds for `longer`, a ratio of steps; of all lines for the seconds of one.
+    """Ratios of steps that log to steps that do not, medians over the turns.
 
-    `outbox` is the processor time of the outbox for each second of logging.
+    `longer` is by the clock, `busier` by the processor time of the rank's own thread, which a load
+    on the machine leaves alone. `line_seconds` is the median of all lines; `outbox` its processor
+    time for each second of logging.
     """
 
     longer: float
+    busier: float
     line_seconds: float
     outbox: float
 
 
-def compare(folder: Path, uri: str, step: Step, rounds: int, steps: int) -> Cost:
-    """Blocks of steps that log in turns with blocks that do not."""
+def compare(folder: Path, uri: str, step: Step, turns: int, steps: int) -> Cost:
+    """Blocks of steps that log in turns with blocks that do not; either goes first by turns."""
     stage = make_pipeline(folder / "store", "bench", uri, ["probe"]).stages["probe"]
     stage.start("s001r000", time.time())
     running = outbox.start(stage.path, 1)
     time.sleep(15)  # it imports MLflow, which a job's start pays for and no step does
-    ratios, lines, spent, passed = [], [], 0.0, 0.0
-    number = 0
-    for _ in range(rounds):
-        logged, began, before = [], time.perf_counter(), processor_seconds(running.process.pid)
-        for _ in range(steps):
-            seconds, number = step(), number + 1
-            lines.append(log(stage, number))
-            logged.append(seconds + lines[-1])
-        spent += processor_seconds(running.process.pid) - before
-        passed += time.perf_counter() - began
-        running.process.send_signal(signal.SIGSTOP)
-        bare = [step() for _ in range(steps)]
-        running.process.send_signal(signal.SIGCONT)
-        ratios.append(statistics.median(logged) / statistics.median(bare))
+    pid, lines, spent, passed = running.process.pid, list[float](), 0.0, 0.0
+    longer, busier = [], []
+    for turn in range(turns):
+        found: dict[bool, tuple[float, float]] = {}
+        for logs in (True, False) if turn % 2 else (False, True):
+            running.process.send_signal(signal.SIGCONT if logs else signal.SIGSTOP)
+            before, began = processor_seconds(pid), time.perf_counter()
+            found[logs] = block(stage, step, steps, len(lines), lines if logs else None)
+            if logs:
+                spent += processor_seconds(pid) - before
+                passed += time.perf_counter() - began
+        longer.append(found[True][0] / found[False][0])
+        busier.append(found[True][1] / found[False][1])
     running.process.kill()
     running.process.wait()
     return Cost(
-        longer=statistics.median(ratios),
+        longer=statistics.median(longer),
+        busier=statistics.median(busier),
         line_seconds=statistics.median(lines),
         outbox=spent / passed,
     )
+
+
+def block(
+    stage: Stage, step: Step, steps: int, first: int, lines: list[float] | None
+) -> tuple[float, float]:
+    """Median seconds of a step by the clock and of the thread; those of its lines are added."""
+    clock, thread = [], []
+    for number in range(first, first + steps):
+        began, began_thread = time.perf_counter(), time.thread_time()
+        step()
+        if lines is not None:
+            lines.append(log(stage, number))
+        clock.append(time.perf_counter() - began)
+        thread.append(time.thread_time() - began_thread)
+    return statistics.median(clock), statistics.median(thread)
 
 
 def processor_seconds(pid: int) -> float:
@@ -125,7 +143,7 @@ def healthy(folder: Path) -> Iterator[str]:
 
 def measure(folder: Path, small: bool) -> list[tuple[str, list[Line]]]:
     """One line for each state of the server, and one for a line by itself."""
-    step, rounds, steps = Step(), 2 if small else 15, 5 if small else 10
+    step, turns, steps = Step(), 2 if small else 15, 5 if small else 10
     states = {
         "healthy": healthy(folder / "mlflow"),
         "dead": nullcontext(NOWHERE),
@@ -134,11 +152,11 @@ def measure(folder: Path, small: bool) -> list[tuple[str, list[Line]]]:
     rows, written = [], []
     for name, state in states.items():
         with state as uri:
-            cost = compare(folder / name, uri, step, rounds, steps)
-        detail = f"{rounds} turns of {steps} steps; outbox {100 * cost.outbox:.1f} % of a core"
-        longer = 100 * (cost.longer - 1)
-        what = f"longer by logging, server {name}"
-        rows.append(at_most(what, longer, MOST_PERCENT, "%", detail))
+            cost = compare(folder / name, uri, step, turns, steps)
+        detail = f"{turns} turns of {steps} steps; outbox {100 * cost.outbox:.1f} % of a core"
+        for what, share in (("longer", cost.longer), ("more processor time", cost.busier)):
+            name_of = f"{what} by logging, server {name}"
+            rows.append(at_most(name_of, 100 * (share - 1), MOST_PERCENT, "%", detail))
         written.append(cost.line_seconds)
     alone = statistics.median(written)
     share = 100 * alone / STEP_SECONDS
