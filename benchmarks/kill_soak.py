@@ -110,24 +110,28 @@ def soak(place: Path, kills: int, ranks: int, random: Random) -> Counter[str]:
     number = 0
     while seen["kills"] < kills:
         number += 1
-        _train_under_fire(place / f"training-{number}", kills, ranks, longest, random, seen)
+        folder = place / f"training-{number}"
+        longest = _train_under_fire(folder, kills, ranks, longest, random, seen)
         seen["trainings"] += 1
-        seen["unequal"] += digests(place / f"training-{number}") != alone
+        seen["unequal"] += digests(folder) != alone
     return seen
 
 
 def _train_under_fire(
     folder: Path, kills: int, ranks: int, longest: float, random: Random, seen: Counter[str]
-) -> None:
-    """Start a training again and again until it ends."""
+) -> float:
+    """Start a training again and again until it ends; returns how long a whole one takes now."""
+    first = True
     while True:
+        began = time.monotonic()
         children = start(folder, ranks)
         armed = seen["kills"] < kills
         hit = armed and kill_after(children, random.uniform(0, longest), random.randrange(ranks))
         codes = wait(children)
         if not hit:
             seen["unresumable"] += codes != [FINISHED] * ranks
-            return
+            return time.monotonic() - began if first else longest
+        first = False
         saved = folder / "checkpoints"
         steps = checkpoint.steps(saved)
         seen["kills"] += 1
