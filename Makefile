@@ -18,7 +18,7 @@ for stage in json.load(sys.stdin)["stages"]:
 endef
 export PRINT_REPORT
 
-.PHONY: help install install-dev quickstart test check format learn-check bench-data clean
+.PHONY: help install install-dev quickstart test check format learn-check bench-data bench-train kill-soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,13 @@ learn-check: install ## minutes: does DPC learn motion here, against random weig
 bench-data: install ## minutes: the data path against its targets, written to benchmarks/results
 	set -e; for name in loader prepare augment index listing; do \
 	  $(BIN)/python benchmarks/data_$$name.py --out benchmarks/results; done
+
+bench-train: install ## minutes: training against hand-written loops, saves, restarts, logging
+	set -e; for name in engine_step engine_restart checkpoint_stall logging_cost; do \
+	  $(BIN)/python benchmarks/$$name.py --out benchmarks/results; done
+
+kill-soak: install ## a quarter of an hour: trainings killed at random moments must end bit-equal
+	$(BIN)/python benchmarks/kill_soak.py --out benchmarks/results
 
 clean: ## remove the environment (never the store)
 	rm -rf $(VENV)
