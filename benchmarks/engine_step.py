@@ -46,7 +46,7 @@ OURS, DEEPSPEED, DDP = "loop", "DeepSpeed by hand", "DDP by hand"
 TARGET = 1.02
 # Of each network: backbone, side of a picture, clips in a batch, steps in a turn.
 NETWORKS: dict[str, tuple[Any, int, int, int]] = {
-    "r2d3d18": (R2D3D18Config(), 32, 2, 2),
+    "r2d3d18": (R2D3D18Config(), 64, 2, 2),
     "r2d3d_tiny": (R2D3DTinyConfig(), 16, 2, 10),
 }
 
