@@ -19,7 +19,7 @@ class ExitCode:
     OUT_OF_MEMORY = 71
     DIVERGED = 72
     HANG = 73
-    COMMUNICATION = 74  # a peer died or could not be reached: not this rank's fault, retried
+    COMMUNICATION = 74  # a peer, device or file server was out of reach: not this rank's fault
     PREEMPTED = 75
     SUPERSEDED = 76  # a newer submission owns the stage: this job leaves before it works
 

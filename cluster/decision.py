@@ -20,7 +20,7 @@ _STOPPING = {
 }
 _RETRIED = {
     ExitCode.HANG: "a rank made no progress",
-    ExitCode.COMMUNICATION: "a rank lost its peers",
+    ExitCode.COMMUNICATION: "a rank lost its peers, its device or its files",
     ExitCode.PREEMPTED: "asked to stop ahead of the time limit",
 }
 _FIRST_SIGNAL_CODE = 128  # a shell reports death by signal n as 128 + n

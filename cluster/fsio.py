@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -120,11 +121,21 @@ def read_json_or_none(path: Path) -> dict[str, Any] | None:
 
 
 def append_json_line(path: Path, value: Mapping[str, Any], *, sync: bool = False) -> None:
-    """Append one JSON line in a single write; a torn last line is possible after a crash."""
+    """Append one JSON line in a single write; a torn last line is possible after a crash.
+
+    It stays a line of its own, which `read_json_lines` passes over.
+
+    Raises:
+        OSError: it could not be written, or not all of it (a full disk).
+    """
     line = (json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
     try:
-        os.write(descriptor, line)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if sync:
             os.fsync(descriptor)
     finally:

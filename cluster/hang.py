@@ -30,9 +30,9 @@ class Limits:
     """Seconds without a sign of life after which a rank hangs, all multiples of one number.
 
     `usual` is the least, and `ceiling` the most that is granted on the ground of learned step
-    times. A save may wait for storage and an evaluation for one long video (it gives a sign with
-    every batch); both have a minute less than the ten that a collective waits, whose error does not
-    say for whom. The first step may compile the model.
+    times. A save may wait for storage (it gives a sign with every few MB written) and an evaluation
+    for one long video (a sign with every batch). The first step may compile the model. All are less
+    than what a collective waits, whose error does not say for whom.
     """
 
     usual: float

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 # What a rank may be doing; a code is the place in this table. Only `idle` is not watched.
 PHASES = ("idle", "data", "forward", "backward", "agree", "optimize", "save", "evaluate")
 _CODES = {phase: code for code, phase in enumerate(PHASES)}
+_LONG = frozenset({_CODES["evaluate"], _CODES["save"]})
 # Beats, phase, step, step of the first beat, time of the last sign of life, leaving.
 _LAYOUT = struct.Struct("=QQQQdQ")
 _LEAVING = struct.Struct("=Q")
@@ -64,11 +65,11 @@ class Heart:
         self._write()
 
     def sign(self) -> None:
-        """Say that this rank lives, between two beats; only heard while it evaluates.
+        """Say that this rank lives, between two beats; only heard while it evaluates or saves.
 
-        An evaluation has no steps, and may take any time.
+        Neither has steps, and both may take any time.
         """
-        if self._code == _CODES["evaluate"]:
+        if self._code in _LONG:
             self._write()
 
     def leave(self) -> None:

@@ -166,6 +166,7 @@ class _Watch:
             return True
         if failed := sorted(name for name in names if name.startswith("failure-rank")):
             return self._end_after(failed[0], pulse, now)
+        self._failed_since = None
         self._compare(pulse, names, hangs=hangs, now=now)
         return False
 
@@ -206,7 +207,9 @@ class _Watch:
         self._records.say(self._state(pulse, hangs=hangs, now=now))
         waited = now - self._hanging_since > _PEERS_SECONDS
         found = hang.verdict(self._records.states(), self._rank.world_size, waited=waited)
-        if found is not None and self._monitor.read().beats == pulse.beats:
+        again = self._monitor.read()
+        alive = again.beats != pulse.beats or (hangs and not self._hangs(again, now))
+        if found is not None and not alive:
             self._records.declare(found)  # the next look finds it, or that of another watchdog
 
     def _another_hangs(self) -> bool:

@@ -7,6 +7,7 @@ tracking, and everything heavy is imported inside functions, after the stop sign
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import sys
@@ -31,6 +32,7 @@ from cluster.ranks import (
     restart_count,
 )
 from orchestrator.inputs import verify_inputs
+from orchestrator.notes import Notes
 from orchestrator.origin import origin_of
 from orchestrator.outcome import Outcome, classify, write_result
 from orchestrator.store import SCHEMA_VERSION, StageDir
@@ -89,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     except RankError as error:
         print(f"orchestrate: {error}", file=sys.stderr, flush=True)
         return ExitCode.CONFIGURATION
+    except OSError as error:  # a full disk, a file server that is away: may be over next time
+        print(f"orchestrate: cannot begin: {error}", file=sys.stderr, flush=True)
+        return ExitCode.COMMUNICATION
     return _run_attempt(attempt, stop)
 
 
@@ -165,6 +170,7 @@ def _record_start(attempt: Attempt) -> None:
 def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
     """Run the stage and record the outcome; the one broad except on the compute node."""
     outbox = _start_outbox(attempt)
+    _show_messages(attempt)
     try:
         spec = fsio.read_json(attempt.stage.stage_file)
         inputs = verify_inputs(attempt.stage, spec, digests=attempt.main)
@@ -175,10 +181,9 @@ def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
     except BaseException as error:
         killed = (memory.oom_kills() or 0) > attempt.oom_kills
         outcome = classify(error, attempt.stage.committed_step(), oom_killed=killed)
-        _record_failure(attempt, outcome, error)
-    if attempt.main:
-        end = {"schema_version": SCHEMA_VERSION, **asdict(outcome), "finished_at": time.time()}
-        fsio.write_json(attempt.folder / "end.json", end)
+        _record(attempt, outcome, error)
+    else:
+        _record(attempt, outcome)
     if attempt.heart is not None:
         attempt.heart.leave()
     if attempt.main or outcome.outcome == "failed":
@@ -205,16 +210,17 @@ def _context(
     attempt: Attempt, spec: Mapping[str, Any], inputs: Mapping[str, Any], stop: StopFlag
 ) -> StageContext:
     stage = attempt.stage
+    notes = Notes(stage)
 
     def log_metrics(step: int, values: Mapping[str, float]) -> None:
         if attempt.main:
             line = {"step": step, "time": time.time(), "attempt": attempt.id}
-            fsio.append_json_line(stage.metrics_file, {**line, "metrics": dict(values)})
+            notes.metrics({**line, "metrics": dict(values)})
 
     def report_progress(progress: Progress) -> None:
         if attempt.main:
             value = {**asdict(progress), "attempt": attempt.id, "updated_at": time.time()}
-            fsio.write_json(stage.progress_file, {"schema_version": SCHEMA_VERSION, **value})
+            notes.progress({"schema_version": SCHEMA_VERSION, **value})
 
     def stop_requested() -> bool:
         if attempt.heart is not None:
@@ -248,6 +254,17 @@ def _beat(attempt: Attempt) -> Callable[[Phase, int], None]:
     return hangs.behind(heart.beat if heart is not None else lambda phase, step: None)
 
 
+def _show_messages(attempt: Attempt) -> None:
+    """What our own modules say goes to the log of the rank; what all say alike, rank 0 says."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("recipes", "cluster", "tracking"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if attempt.main else logging.WARNING)
+        logger.propagate = False
+
+
 def _start_outbox(attempt: Attempt) -> Any:
     """The subprocess that ships to MLflow; started by rank 0 before anything heavy is imported."""
     if not attempt.main or not (attempt.tracking or {}).get("uri"):
@@ -255,6 +272,18 @@ def _start_outbox(attempt: Attempt) -> Any:
     from tracking.outbox import start
 
     return start(attempt.stage.path, attempt.submission)
+
+
+def _record(attempt: Attempt, outcome: Outcome, error: BaseException | None = None) -> None:
+    """Write how the attempt ended; where that cannot be, the exit code still says it."""
+    try:
+        if error is not None:
+            _record_failure(attempt, outcome, error)
+        if attempt.main:
+            end = {"schema_version": SCHEMA_VERSION, **asdict(outcome), "finished_at": time.time()}
+            fsio.write_json(attempt.folder / "end.json", end)
+    except OSError as problem:
+        print(f"orchestrate: no record in {attempt.folder}: {problem}", file=sys.stderr, flush=True)
 
 
 def _record_failure(attempt: Attempt, outcome: Outcome, error: BaseException) -> None:
