@@ -46,12 +46,12 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """An answer on its way from the device."""
+    """An answer; on its way from the device where `arrived` is something to wait for."""
 
     step: int
-    answer: Tensor  # pinned, valid after `arrived`
-    arrived: Any
+    answer: Tensor
     rows: Sequence[Tensor]
+    arrived: Any = None
 
 
 class Agreement:
@@ -59,16 +59,15 @@ class Agreement:
 
     On CUDA the answer of a step is read one step later: waiting for it would leave the device
     without work in every step. All ranks read the same answer in the same step either way.
+
+    Attributes:
+        lag: steps by which an answer is late.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.lag = 0 if device.type == "cpu" else 1
         self._late: _Asked | None = None
-
-    @property
-    def lag(self) -> int:
-        """Steps by which an answer is late."""
-        return 0 if self._device.type == "cpu" else 1
 
     def reach(
         self,
@@ -92,23 +91,24 @@ class Agreement:
             rows: table rows of the step.
             now: this step's answer is needed (with that of the step before, if nobody read it).
         """
-        flags = [stop, due, pending]
-        if self._device.type == "cpu":
-            here = bool(broken)
-            return _verdict(step, [*distributed.any_of([*flags, here]), here], rows)
         before = _read(self._late)
-        self._late = self._ask(step, flags, broken, rows)
-        if not now:
+        asked = self._ask(step, [stop, due, pending], broken, rows)
+        if self.lag and not now:
+            self._late = asked
             return before
-        this, self._late = _read(self._late), None
-        return before.or_else(this)
+        self._late = None
+        return before.or_else(_read(asked))
 
     def _ask(
         self, step: int, flags: Sequence[bool], broken: Tensor, rows: Sequence[Tensor]
     ) -> _Asked:
-        """All of it is queued on the device; the host goes on."""
-        said = torch.tensor(flags, dtype=torch.float32).pin_memory()
+        """On CUDA all of it is queued on the device; the host goes on."""
+        if self._device.type == "cpu":
+            here = bool(broken)
+            said = torch.tensor([*distributed.any_of([*flags, here]), here])
+            return _Asked(step=step, answer=said, rows=rows)
         votes = torch.empty(len(flags) + 1, device=self._device)
+        said = torch.tensor(flags, dtype=torch.float32).pin_memory()
         votes[:-1].copy_(said, non_blocking=True)
         votes[-1] = broken
         everybody = torch.cat([distributed.sum_ranks(votes), votes[-1:]])
@@ -116,13 +116,14 @@ class Agreement:
         answer.copy_(everybody, non_blocking=True)
         arrived: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        return _Asked(step=step, answer=answer, arrived=arrived, rows=rows)
+        return _Asked(step=step, answer=answer, rows=rows, arrived=arrived)
 
 
 def _read(asked: _Asked | None) -> Verdict:
     if asked is None:
         return Verdict()
-    asked.arrived.synchronize()
+    if asked.arrived is not None:
+        asked.arrived.synchronize()
     return _verdict(asked.step, [value > 0 for value in asked.answer.tolist()], asked.rows)
 
 

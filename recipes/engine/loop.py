@@ -123,7 +123,7 @@ class _Training:
         self._records.meet(device)
         self._tolerance = Tolerance(config.skip_non_finite, self._source)
         self._evaluated = 0
-        self._acted = self._step  # when checkpoints were last dealt with
+        self._acted = self._saved = self._step  # checkpoints were last dealt with, begun
         self._counted = False
         if loop is not None:
             self._load(loop)
@@ -307,7 +307,9 @@ class _Training:
         if verdict.stop:
             self._save(wait=True)
             raise Preempted(self._step)
-        if verdict.due or self._save_follows(self._step):
+        # What was said before that save was begun is about that one.
+        due = verdict.due and self._step > self._saved + self._agreement.lag
+        if due or self._save_follows(self._step):
             self._save(wait=self._step == self._total)
         elif not verdict.pending and self._step > self._acted + self._agreement.lag:
             self._clock.enter("checkpoint")
@@ -322,7 +324,7 @@ class _Training:
             "in_a_row": self._tolerance.in_a_row,
         }
         self._saver.save(self._step, loop, wait=wait)
-        self._acted = self._step
+        self._acted = self._saved = self._step
 
     def _load(self, loop: Mapping[str, Any]) -> None:
         self._records.load(loop, self._device)
