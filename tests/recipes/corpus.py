@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,8 @@ def write(
         setup: changes the stream before it is opened.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format=form, options=dict(container)) as output:
+    opened = av.open(str(path), "w", format=form, options=dict(container))
+    with _scheduled_as_before(), opened as output:
         stream: Any = output.add_stream(codec, rate=RATE, options=dict(options))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -136,6 +139,19 @@ def write(
         if tone is not None:
             _write_tone(output, tone, sound)
     return path
+
+
+@contextmanager
+def _scheduled_as_before() -> Iterator[None]:
+    """SVT-AV1, run by root, gives the calling thread the highest real-time priority and leaves it.
+
+    All that the test process starts from then on would have it too, and starve the machine.
+    """
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameter)
 
 
 def encode(codec: str, frames: Frames, gop: int = 12, b_frames: int = 0, **options: str) -> Packets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from recipes.data.config import PrepareOptions
 from recipes.data.decode import read_frames, video_stream
 from recipes.data.encode import encode
 from recipes.data.probe import Probe, probe
-from tests.recipes.corpus import Frames, read_numbers
+from tests.recipes.corpus import Frames, draw, read_numbers, write
 from tests.recipes.corpus_cases import AVI, CASES, MPEG, Case
 from tests.recipes.data_files import TEST_DATA, real_data
 
@@ -143,3 +144,9 @@ def test_a_real_file_that_breaks_decoders_gives_the_frames_of_a_decode_in_order(
                 # Other scalers, ranges and matrices cost some grey levels, neighbours may be alike.
                 assert distances[number] < distances.min() + 1.5, (decoder, number)
                 assert distances[number] < 24, (decoder, number)
+
+
+def test_writing_a_file_leaves_the_process_its_priority(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    write(tmp_path / "av1.webm", draw(4, 64, 64), "libsvtav1", options={"preset": "11"})
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
