@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from recipes.contract import InputError, Phase, Preempted, StageContext
 from recipes.data.loader import Batch
-from recipes.engine import deepspeed_engine, distributed, ema, faults, flops, optim, speed, state
+from recipes.engine import (
+    batch_statistics,
+    deepspeed_engine,
+    distributed,
+    ema,
+    faults,
+    flops,
+    optim,
+    speed,
+    state,
+)
 from recipes.engine.agreement import Agreement, Verdict
 from recipes.engine.config import TrainFields
 from recipes.engine.contract import Batches, TrainOutcome
@@ -66,7 +76,7 @@ def train(
 
     Raises:
         Preempted: a stop was requested; all ranks saved together.
-        DivergedError: loss, gradient or weights are not finite.
+        DivergedError: loss, gradient, weights or batch statistics are not finite.
         InputError: there are checkpoints and none may be used.
         ConfigurationError: the batch does not fit the rank count.
     """
@@ -122,6 +132,8 @@ class _Training:
         self._records = Records(ctx, config, self._source, self._total, self._clock)
         self._records.meet(device)
         self._tolerance = Tolerance(config.skip_non_finite, self._source)
+        may_leave_out = config.skip_non_finite > 0 or config.precision == "fp16"
+        self._statistics = batch_statistics.Kept(engine.model) if may_leave_out else None
         self._evaluated = 0
         self._acted = self._saved = self._step  # checkpoints were last dealt with, begun
         self._counted = False
@@ -170,6 +182,8 @@ class _Training:
         self._records.speed.begin_step()
         self._profile.begin_step(self._step + 1)
         _call(self._engine.model, "set_epoch", self._epoch)
+        if self._statistics is not None:
+            self._statistics.keep()
         parts = self._accumulate(micro_batches)
         norm = self._engine.gradient_norm()
         verdict = self._agree(parts, norm)
@@ -247,7 +261,7 @@ class _Training:
         """Take the step; returns the gradient's norm, None where the step was left out."""
         found = self._engine.step(lr)
         if norm is None and found is None:
-            self._records.skipped += 1  # the fp16 scale was too high and is halved now
+            self._drop()  # the fp16 scale was too high and is halved now
             return None
         if found is not None and not math.isfinite(found):
             self._leave_out(self._step + 1, [part.rows for part in parts])
@@ -273,7 +287,13 @@ class _Training:
         if self._tolerance.exhausted:
             self._saver.finish()
         self._tolerance.left_out(step, rows)
+        self._drop()
+
+    def _drop(self) -> None:
+        """Count a step that was left out, and undo what its forward passes have changed."""
         self._records.skipped += 1
+        if self._statistics is not None:
+            self._statistics.put_back()
 
     def _lr(self) -> float:
         optimizer = self._config.optimizer

@@ -15,6 +15,7 @@ import torch
 
 from recipes.contract import DivergedError, InputError, StageError
 from recipes.engine import (
+    batch_statistics,
     checkpoint,
     distributed,
     faults,
@@ -126,7 +127,7 @@ class Saver:
             wait: until it is committed, and take a failure for an error: else it is a warning.
 
         Raises:
-            DivergedError: weights are not finite; the checkpoints before stay.
+            DivergedError: weights or batch statistics are not finite; the checkpoints before stay.
             SaveError: it could not be written and `wait` was asked for; those before stay.
         """
         began = time.monotonic()
@@ -198,9 +199,13 @@ class Saver:
         self._background.start(partial(self._write, folder, layout, content))
 
     def _refuse_broken_weights(self, step: int) -> None:
-        if distributed.agree(not self._engine.weights_finite()):
+        weights = self._engine.weights_finite()
+        statistics = batch_statistics.finite(self._engine.model)
+        broken = distributed.any_of([not weights, not statistics])
+        if any(broken):
+            what = "weights" if broken[0] else "running statistics of batch norms"
             raise DivergedError(
-                f"weights are not finite after step {step}; the checkpoint before it is kept. "
+                f"{what} are not finite after step {step}; the checkpoint before it is kept. "
                 "Lower optimizer.lr, lengthen the warm-up or set clip_grad"
             )
 

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,55 @@ def test_weights_that_are_not_finite_are_never_committed(tmp_path):
     settings = config(checkpoint={"minutes": None, "steps": 2})
     with pytest.raises(DivergedError, match="weights are not finite after step 4"):
         go(tmp_path, Broken(), settings)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [2]
+
+
+class Normed(Regression):
+    """With a batch norm, and one micro-batch whose clips are too large for a float."""
+
+    def __init__(self, bad: int | None) -> None:
+        super().__init__()
+        self.norm, self.bad, self.calls = nn.BatchNorm1d(8), bad, 0
+        self.seen: list[list[float]] = []
+
+    def loss(self, batch: Batch) -> LossOutput:
+        self.calls += 1
+        scale = math.inf if self.calls == self.bad else 1.0
+        return super().loss(replace(batch, clips=self.norm(batch.clips * scale)))
+
+    def set_epoch(self, epoch: int) -> None:
+        values = torch.cat([values.flatten().float() for values in self.norm.buffers()])
+        self.seen.append(values.tolist())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_batch_statistics_of_a_step_that_is_left_out_are_those_before_it(tmp_path, zero_stage):
+    model = Normed(bad=6)  # the second micro-batch of step 3
+    outcome = go(tmp_path, model, config(skip_non_finite=1, zero_stage=zero_stage))
+    assert outcome.metrics["train/skipped_steps"] == 1
+    before, after = model.seen[2], model.seen[3]
+    assert after == before
+    assert all(bool(values.isfinite().all()) for values in model.norm.buffers())
+    assert model.seen[4] != after
+
+
+def test_an_fp16_scale_that_is_too_high_leaves_batch_statistics_as_they_were(tmp_path):
+    model = Normed(bad=None)
+    settings = config(precision="fp16", loss_scale={"initial": 2.0**40})
+    outcome = go(tmp_path, model, settings)
+    assert outcome.metrics["train/skipped_steps"] > 1
+    assert model.seen[1] == model.seen[0]
+
+
+def test_batch_statistics_that_are_not_finite_are_never_committed(tmp_path):
+    class Broken(Normed):
+        def after_step(self, step: int) -> None:
+            if step == 4:
+                self.norm.get_buffer("running_var").fill_(math.inf)
+
+    settings = config(checkpoint={"minutes": None, "steps": 2})
+    with pytest.raises(DivergedError, match="statistics of batch norms are not finite after step"):
+        go(tmp_path, Broken(bad=None), settings)
     assert checkpoint.steps(tmp_path / "checkpoints") == [2]
 
 
