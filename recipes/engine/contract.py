@@ -27,9 +27,11 @@ class Trainable(Protocol):
     It may also have `set_length(steps: int)`, called once with the optimizer steps of the whole
     training; `set_epoch(epoch: int)`, called before every optimizer step; and `after_step(step:
     int)`, called after each one that was taken, with the weights whole on this rank (a step that is
-    left out has none). An attribute `spans_ranks = True` says that its loss changes with the number
-    of ranks (negatives gathered over all, for example): a training does not go on with another
-    number of them then.
+    left out has none). Before the first step `loss` may be called once more than there are micro-
+    batches, and then `set_epoch` once more behind it; buffers and random numbers are put back by
+    the loop, and what `loss` keeps otherwise for its step is for `set_epoch` to forget. An
+    attribute `spans_ranks = True` says that its loss changes with the number of ranks (negatives
+    gathered over all, for example): a training does not go on with another number of them then.
     """
 
     def loss(self, batch: Batch) -> LossOutput:

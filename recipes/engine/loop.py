@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -30,9 +31,11 @@ from recipes.engine.contract import Batches, TrainOutcome
 from recipes.engine.divergence import Tolerance
 from recipes.engine.profile import Profile
 from recipes.engine.records import Records
-from recipes.engine.resume import Saver
+from recipes.engine.resume import SaveError, Saver
 from recipes.engine.schedule import base_lr, lr_factor, total_steps
 from recipes.engine.settings import care_for_reduction, prepare_torch
+
+log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[int], Mapping[str, float] | None]
 
@@ -75,7 +78,8 @@ def train(
             resume.
 
     Raises:
-        Preempted: a stop was requested; all ranks saved together.
+        Preempted: a stop was requested; all ranks saved together, or could not and said so.
+        SaveError: the last checkpoint could not be written.
         DivergedError: loss, gradient, weights or batch statistics are not finite.
         InputError: there are checkpoints and none may be used.
         ConfigurationError: the batch does not fit the rank count.
@@ -232,6 +236,8 @@ class _Training:
         self._counted = True
         rehearse = self._config.compile
         with flops.counted(self._engine, batch, rehearse=rehearse) as counter:
+            if rehearse:  # what a method keeps for the step it forgets again
+                _call(self._engine.model, "set_epoch", self._epoch)
 
             def between() -> None:
                 counter.stop()
@@ -312,8 +318,7 @@ class _Training:
             with self._engine.full_weights(), averaged:
                 metrics = self._on_epoch(math.ceil(self._step / self._source.steps_per_epoch))
         except Preempted:
-            self._save(wait=True)
-            raise Preempted(self._step) from None
+            raise self._stopped() from None
         self._evaluated = self._step
         if metrics:
             self._ctx.log_metrics(self._step, metrics)
@@ -325,8 +330,7 @@ class _Training:
     def _care_for_checkpoints(self, verdict: Verdict) -> None:
         """Save where it is time, or go on with a save under way as soon as no rank writes."""
         if verdict.stop:
-            self._save(wait=True)
-            raise Preempted(self._step)
+            raise self._stopped()
         # What was said before that save was begun is about that one.
         due = verdict.due and self._step > self._saved + self._agreement.lag
         if due or self._save_follows(self._step):
@@ -335,6 +339,18 @@ class _Training:
             self._clock.enter("checkpoint")
             self._saver.settle()
             self._acted = self._step
+
+    def _stopped(self) -> Preempted:
+        """Save for the last time; where that fails, the checkpoint before is what is gone on from.
+
+        All ranks were asked to stop, and the next attempt may find a disk with room.
+        """
+        try:
+            self._save(wait=True)
+        except SaveError as error:
+            log.error("%s; the next attempt goes on from step %d", error, self._saver.committed)
+            return Preempted(self._saver.committed)
+        return Preempted(self._step)
 
     def _save(self, *, wait: bool) -> None:
         self._at("save")

@@ -56,6 +56,9 @@ class Saver:
     A save is a copy to host memory, which training waits for, and writing in the background. When
     no rank is `pending`, which the loop finds out together with other things, `settle` goes on to
     the commit. At most one save is under way.
+
+    Attributes:
+        committed: newest step that this training committed or went on from; 0 without one.
     """
 
     def __init__(self, directory: Path, engine: Engine, config: TrainFields) -> None:
@@ -66,7 +69,7 @@ class Saver:
         self._flight: _Flight | None = None
         self._costs: list[interval.Cost] = []
         self._saves = 0
-        self._committed: int | None = None
+        self.committed = 0
         self._last, self._failed = time.monotonic(), False
 
     @property
@@ -94,8 +97,7 @@ class Saver:
             ConfigurationError: it was saved by another number of ranks, on which the loss depends.
         """
         step, loop = restore.newest(self._directory, self._engine, self._config)
-        if step:
-            self._committed = step
+        self.committed = step
         return step, loop
 
     def check_space(self) -> None:
@@ -132,7 +134,7 @@ class Saver:
         """
         began = time.monotonic()
         self.finish()  # the one before
-        if step != self._committed:
+        if step != self.committed:
             self._begin(step, loop, must=wait)
         if self._flight is not None:
             self._flight.stall_seconds += time.monotonic() - began
@@ -255,7 +257,7 @@ class Saver:
         )
 
     def _settled(self, flight: _Flight) -> None:
-        self._flight, self._committed = None, flight.step
+        self._flight, self.committed = None, flight.step
         seconds = time.monotonic() - flight.began
         cost = interval.Cost(stall_seconds=flight.stall_seconds, write_seconds=seconds)
         self._costs.append(cost)

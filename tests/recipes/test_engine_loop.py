@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,11 +19,12 @@ from torch import nn
 
 from recipes.contract import DivergedError, InputError, Preempted
 from recipes.data.loader import Batch
-from recipes.engine import checkpoint
+from recipes.engine import checkpoint, modes
 from recipes.engine.contract import LossOutput
 from recipes.engine.loop import train
 from recipes.engine.optim import param_groups
 from recipes.engine.schedule import lr_factor
+from recipes.models.momentum import FeatureQueue
 from tests.recipes.engine_worker import TrainConfig, make_context
 
 PER_EPOCH = 3
@@ -173,6 +176,32 @@ def test_the_epoch_is_told_before_every_step(tmp_path):
     assert model.epochs == [0, 0, 0, 1, 1, 1, 2]
 
 
+def test_what_a_method_held_in_the_rehearsal_before_a_compiled_step_is_forgotten(
+    tmp_path, monkeypatch
+):
+    class Queued(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queue, self.places = FeatureQueue(8, 1), []
+
+        def set_epoch(self, epoch: int) -> None:
+            self.queue.begin_step()
+
+        def loss(self, batch: Batch) -> LossOutput:
+            self.queue.hold(batch.labels[:, None])
+            return super().loss(batch)
+
+        def after_step(self, step: int) -> None:
+            self.queue.enqueue()
+            self.places.append(int(self.queue.pointer))
+
+    # The rehearsal is what counts here; there is no backbone to compile.
+    monkeypatch.setattr(modes, "prepare", lambda *_: None)
+    model = Queued()
+    go(tmp_path, model, config(compile=True, max_steps=3))
+    assert model.places == [4, 0, 4], "four keys a step"
+
+
 def test_on_epoch_follows_every_epoch_and_the_end_and_its_metrics_are_logged(tmp_path):
     called = []
 
@@ -201,6 +230,28 @@ def test_an_evaluation_that_was_stopped_is_made_up_for_and_no_other_made_twice(t
     assert checkpoint.steps(tmp_path / "checkpoints") == [6]
     go(tmp_path, Regression(), config(), on_epoch=called.append)
     assert called == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(("every", "left"), [(2, [2, 4]), (None, [])])
+def test_a_stop_that_cannot_be_saved_leaves_the_checkpoint_before_it_to_go_on_from(
+    tmp_path, monkeypatch, caplog, every, left
+):
+    model = Regression()
+    real = checkpoint.begin
+
+    def begin(directory: Path, step: int) -> Path:
+        if step == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(directory, step)
+
+    monkeypatch.setattr(checkpoint, "begin", begin)
+    settings = config(checkpoint={"minutes": None, "steps": every})
+    with pytest.raises(Preempted) as stop:
+        go(tmp_path, model, settings, ctx={"stop_requested": lambda: len(model.epochs) == 5})
+    assert stop.value.step == max(left, default=0)
+    assert checkpoint.steps(tmp_path / "checkpoints") == left
+    assert "cannot save step 5" in caplog.text
+    assert f"the next attempt goes on from step {stop.value.step}" in caplog.text
 
 
 def test_a_stop_before_the_first_step_still_makes_one_and_keeps_it(tmp_path):
