@@ -61,6 +61,14 @@ def require(directory: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, reason, str(directory))
 
 
+def free(directory: Path) -> str:
+    """What is free there, for a message; never an error, which would be one of this rank alone."""
+    try:
+        return f"{_free(directory) / 1e9:.1f} GB free"
+    except OSError:
+        return "free space unknown"
+
+
 def _free(directory: Path) -> int:
     """Free bytes for us where `directory` is or will be; a quota is not seen."""
     return shutil.disk_usage(fsio.make_dir(directory)).free

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import shutil
 
 import pytest
 import torch
@@ -55,3 +57,13 @@ def test_a_save_that_does_not_fit_is_not_begun(tmp_path):
     with pytest.raises(OSError, match=r"needed are \d+\.\d+ GB, free \d") as caught:
         space.require(tmp_path, MORE_THAN_ANY_DISK)
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_is_free_where_nobody_can_look_is_unknown_and_no_error(tmp_path, monkeypatch):
+    assert space.free(tmp_path).endswith(" GB free")
+
+    def away(path: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(shutil, "disk_usage", away)
+    assert space.free(tmp_path) == "free space unknown"
