@@ -52,7 +52,7 @@ class Bench:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         groups = optim.param_groups(model, config.optimizer)
         self.engine = deepspeed_engine.start(model, groups, config, device)
-        self.saver = Saver(ctx.checkpoint_dir, self.engine, config)
+        self.saver = Saver(ctx.checkpoint_dir, self.engine, config, ctx.stop_requested)
         self.folder, self.steps, self.saved = ctx.checkpoint_dir, 0, 0
         shape = (CLIPS, CLIP.blocks, 3, CLIP.frames, CLIP.size, CLIP.size)
         number = torch.arange(CLIPS)

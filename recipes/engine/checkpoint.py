@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,7 @@ def commit(
     keep: int,
     keep_every: int | None = None,
     save_number: int = 0,
+    moved: Callable[[], None] = shards.unheard,
 ) -> Path:
     """List and rename a complete temporary folder, then delete what need not stay.
 
@@ -110,6 +111,7 @@ def commit(
         keep: committed checkpoints that stay.
         keep_every: those of multiples of this many steps stay for good.
         save_number: counts the saves of this process, for `faults`.
+        moved: called behind every file and folder.
 
     Raises:
         OSError: it cannot be committed; nothing has been deleted.
@@ -120,7 +122,7 @@ def commit(
         "schema_version": SCHEMA_VERSION,
         "step": step,
         "saved_at": time.time(),
-        "files": _collect(folder, ranks),
+        "files": _collect(folder, ranks, moved),
     }
     faults.hit("checkpoint.before_manifest", save_number)
     manifest["digest"] = _digest(manifest)
@@ -134,15 +136,21 @@ def commit(
     fsio.fsync_dir(directory)
     faults.hit("checkpoint.after_rename", save_number)
     try:
-        prune(directory, keep, keep_every)
+        prune(directory, keep, keep_every, moved)
     except OSError as error:  # the new one is committed all the same
         log.warning("%s: old checkpoints could not be deleted: %s", directory, error)
     return final
 
 
-def prune(directory: Path, keep: int, keep_every: int | None = None) -> None:
+def prune(
+    directory: Path,
+    keep: int,
+    keep_every: int | None = None,
+    moved: Callable[[], None] = shards.unheard,
+) -> None:
     """Delete all committed checkpoints but the newest `keep` and multiples of `keep_every`."""
     for step in steps(directory)[:-keep]:
+        moved()
         if keep_every is None or step % keep_every:
             _delete(directory / name_of(step))
 
@@ -156,7 +164,7 @@ def _note_name(rank: int) -> str:
     return f"shard_{rank:05d}.done.json"
 
 
-def _collect(folder: Path, ranks: int) -> dict[str, dict[str, Any]]:
+def _collect(folder: Path, ranks: int, moved: Callable[[], None]) -> dict[str, dict[str, Any]]:
     """Sizes and digests as the ranks noted them; the notes go, the sizes must be true."""
     files = {}
     for rank in range(ranks):
@@ -165,6 +173,7 @@ def _collect(folder: Path, ranks: int) -> dict[str, dict[str, Any]]:
         if size != note["bytes"]:
             raise OSError(f"{folder / note['name']} has {size} bytes, written were {note['bytes']}")
         files[note["name"]] = {"bytes": note["bytes"], "sha256": note["sha256"]}
+        moved()
     for rank in range(ranks):
         (folder / _note_name(rank)).unlink()
     return files

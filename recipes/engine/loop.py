@@ -127,7 +127,7 @@ class _Training:
         if config.ema_decay is not None:
             with engine.full_weights():
                 self._ema = ema.attach(engine.model, config.ema_decay)
-        self._saver = Saver(ctx.checkpoint_dir, engine, config)
+        self._saver = Saver(ctx.checkpoint_dir, engine, config, ctx.stop_requested)
         self._step, loop = self._saver.restore()
         self._source = batches(self._step)
         self._total = total_steps(config, self._source.steps_per_epoch)
@@ -169,8 +169,13 @@ class _Training:
 
     def close(self) -> None:
         """Let go of everything that runs beside training; no collective."""
-        self._profile.end_step(self._step, last=True)
-        self._saver.close()
+        try:
+            self._profile.end_step(self._step, last=True)
+        except Exception as error:  # it must not stand for what ended training
+            log.warning("no trace of the last steps: %s", error)
+        if self._saver.committing:
+            self._at("save")
+            self._saver.close()
         self._ctx.beat("idle", self._step)
 
     @property
@@ -291,6 +296,7 @@ class _Training:
     def _leave_out(self, step: int, rows: Sequence[Tensor]) -> None:
         """Count a step that changes nothing, or end training if there were too many."""
         if self._tolerance.exhausted:
+            self._at("save")
             self._saver.finish()
         self._tolerance.left_out(step, rows)
         self._drop()

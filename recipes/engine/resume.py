@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from recipes.engine.writer import Background, Snapshot
 
 log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 1.0  # while a save is waited for
 RETRY_SECONDS = 60.0  # after a save that failed; space may have come back
 
 
@@ -61,8 +61,11 @@ class Saver:
         committed: newest step that this training committed or went on from; 0 without one.
     """
 
-    def __init__(self, directory: Path, engine: Engine, config: TrainFields) -> None:
-        self._directory = directory
+    def __init__(
+        self, directory: Path, engine: Engine, config: TrainFields, sign: Callable[[], object]
+    ) -> None:
+        """`sign` tells the watchdog that this rank lives; called while a save is waited for."""
+        self._directory, self._sign = directory, sign
         self._engine = engine
         self._config = config
         self._snapshot, self._background = Snapshot(engine.raw.device), Background()
@@ -76,6 +79,11 @@ class Saver:
     def pending(self) -> bool:
         """Whether this rank is still writing."""
         return self._background.running
+
+    @property
+    def committing(self) -> bool:
+        """Whether this rank is committing what all have written."""
+        return self._flight is not None and self._flight.committing and self.pending
 
     def due(self) -> bool:
         """Whether it is time for a save, on rank 0; never on the others."""
@@ -168,11 +176,30 @@ class Saver:
             SaveError: it failed and had to succeed.
         """
         while self._flight is not None:
+            self._rest()
             self.settle()
 
+    def _rest(self) -> None:
+        """Wait until no rank is writing.
+
+        All give signs of life as long as any gets on: who waits for a slow peer hangs no more than
+        that one does.
+        """
+        running = True
+        while running:
+            moved = self._background.rest(_LOOK_SECONDS)
+            running, moved = distributed.any_of([self.pending, moved])
+            if running and moved:
+                self._sign()
+
     def close(self) -> None:
-        """Let this rank's writing end, when training is over for whatever reason; no collective."""
-        self._background.wait()
+        """Let a commit that has begun end, when training is over for any reason; no collective.
+
+        What this rank still writes beside that is worthless without the others, and left alone.
+        """
+        while self.committing:
+            if self._background.rest(_LOOK_SECONDS):
+                self._sign()
 
     def _begin(self, step: int, loop: Mapping[str, Any], *, must: bool) -> None:
         self._refuse_broken_weights(step)
@@ -241,7 +268,7 @@ class Saver:
     ) -> None:
         rank = distributed.rank()
         path = folder / shards.file_name(rank)
-        written = shards.write(path, layout, self._snapshot.data(), content)
+        written = shards.write(path, layout, self._snapshot.data(), content, self._background.moved)
         faults.hit("checkpoint.half_written", self._saves)
         checkpoint.note_written(folder, rank, written)
 
@@ -254,6 +281,7 @@ class Saver:
             keep=self._config.checkpoint.keep,
             keep_every=self._config.checkpoint.keep_every,
             save_number=self._saves,
+            moved=self._background.moved,
         )
 
     def _settled(self, flight: _Flight) -> None:
@@ -270,12 +298,12 @@ class Saver:
 
     def _fail(self, flight: _Flight, error: Exception | None) -> None:
         self._flight, self._failed = None, True
-        free = shutil.disk_usage(self._directory).free / 1e9
         if distributed.is_main():
             checkpoint.abandon(self._directory, flight.step)
         cause = error or "another rank could not write; its log says why"
+        free = space.free(self._directory)
         message = (
-            f"cannot save step {flight.step} in {self._directory} ({free:.1f} GB free): {cause}. "
+            f"cannot save step {flight.step} in {self._directory} ({free}): {cause}. "
             "Earlier checkpoints are untouched"
         )
         if flight.must:

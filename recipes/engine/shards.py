@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ from recipes.contract import InputError
 from recipes.engine import faults
 
 _CHUNK = 8 << 20  # hashed and written at a time
+# Flushed at a time: what the system only holds in memory is no progress, and the last flush, which
+# may be slow, has little to do.
+_FLUSHED = 512 << 20
 
 
 class Stored(NamedTuple):
@@ -70,8 +73,16 @@ def fragment_key(kind: str, start: int, parameter: str) -> str:
     return f"{kind}/{start}/{parameter}"
 
 
+def unheard() -> None:
+    """Where nobody wants to know how far it is."""
+
+
 def write(
-    path: Path, tensors: Mapping[str, Stored], data: memoryview, state: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, Stored],
+    data: memoryview,
+    state: Mapping[str, Any],
+    moved: Callable[[], None] = unheard,
 ) -> Written:
     """Write and flush a file, digesting on the way; both leave the interpreter to other threads.
 
@@ -80,11 +91,12 @@ def write(
         tensors: tile `data` without gaps.
         data: bytes.
         state: plain JSON.
+        moved: called behind every few MB.
 
     Raises:
         OSError: it could not be written; what is there is worthless.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, size, flushed = hashlib.sha256(), 0, 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, fsio.PRIVATE_FILE)
     try:
         for block in (_header(tensors, state), data):
@@ -92,7 +104,11 @@ def write(
                 chunk = memoryview(block)[begin : begin + _CHUNK]
                 digest.update(chunk)
                 _write_all(descriptor, chunk)
-            size += len(block)
+                size += len(chunk)
+                if size - flushed >= _FLUSHED:
+                    os.fsync(descriptor)
+                    flushed = size
+                moved()
         faults.passage("checkpoint.fsync")
         os.fsync(descriptor)
     finally:
@@ -145,8 +161,8 @@ class Pieces:
         Raises:
             InputError: names parameter and range.
         """
-        for parameter in numels:
-            if ("weight", parameter) not in self._found:
+        for parameter, numel in numels.items():
+            if numel and ("weight", parameter) not in self._found:
                 raise InputError(f"the checkpoint has no weight of {parameter}")
         for (kind, parameter), pieces in sorted(self._found.items()):
             at = 0

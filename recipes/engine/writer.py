@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recipes.engine.shards import Stored
+
+log = logging.getLogger(__name__)
 
 _NAMES = {
     torch.float64: "F64",
@@ -36,6 +42,7 @@ class Snapshot:
         self._device = device
         self._block = torch.empty(0, dtype=torch.uint8)
         self._copied: torch.cuda.Event | None = None
+        self._unpin: Callable[[], object] = _nothing
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
         """Copy tensors and say where they lie.
@@ -63,15 +70,62 @@ class Snapshot:
         return layout
 
     def data(self) -> memoryview:
-        """The bytes; waits for the copies."""
+        """The bytes; waits for the copies.
+
+        In whatever thread: without its device, CUDA would make this rank a context on device 0.
+        """
         if self._copied is not None:
-            self._copied.synchronize()
+            with torch.cuda.device(self._device):
+                self._copied.synchronize()
         return memoryview(self._block.numpy().data)
 
     def _provide(self, size: int) -> None:
-        if self._block.numel() != size:
-            pinned = self._device.type == "cuda"
-            self._block = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        if self._block.numel() == size:
+            return
+        self._unpin()
+        self._unpin = _nothing
+        self._block = torch.empty(size, dtype=torch.uint8)
+        if self._device.type == "cuda" and pin(self._block):
+            finalizer = weakref.finalize(self, _unregister, self._block.data_ptr())
+            finalizer.atexit = False
+            self._unpin = finalizer
+
+
+def pin(block: Tensor) -> bool:
+    """Lock a tensor's memory, so that a device copies to it while the host goes on.
+
+    PyTorch's own allocator of pinned memory rounds up to a power of two, of many GB here, and
+    gives none of it back. Where the host does not let memory be locked (`ulimit -l`), ordinary
+    memory does as well: a save then waits for the copies.
+    """
+    size = block.numel() * block.element_size()
+    if not size:
+        return False
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    try:
+        torch.cuda.check_error(int(runtime.cudaHostRegister(block.data_ptr(), size, 0)))
+    except RuntimeError as error:
+        log.warning(
+            "cannot pin %.2f GB for checkpoints (%s): saves stall longer", size / 1e9, error
+        )
+        _forget_error()
+        return False
+    return True
+
+
+def _forget_error() -> None:
+    """CUDA would blame the next kernel for it."""
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda")
+
+
+def _unregister(address: int) -> None:
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime.cudaHostUnregister(address)
+
+
+def _nothing() -> None:
+    """What there is to do for memory that is not pinned."""
 
 
 class Background:
@@ -80,6 +134,7 @@ class Background:
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._moves = self._seen = 0
         self.seconds = 0.0
 
     @property
@@ -91,6 +146,18 @@ class Background:
         """Begin; the work before must have ended."""
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
+
+    def moved(self) -> None:
+        """For the work to call whenever it has got on."""
+        self._moves += 1
+
+    def rest(self, seconds: float) -> bool:
+        """Wait for the end, but not longer; whether the work got on since the last call."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        moves, before = self._moves, self._seen
+        self._seen = moves
+        return moves != before
 
     def wait(self) -> Exception | None:
         """Wait for the end; returns, once, what the work raised."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from cluster import fsio
 from recipes.contract import InputError
 from recipes.engine import shards
 from recipes.engine.shards import Part, Piece, Pieces
-from recipes.engine.writer import Background, Snapshot
+from recipes.engine.writer import Background, Snapshot, pin
 
 TENSORS = {
     "weight/0/layer": torch.randn(7),
@@ -64,6 +66,76 @@ def test_a_file_is_never_written_over(tmp_path):
     with pytest.raises(FileExistsError):
         shards.write(path, {}, memoryview(b""), {})
     assert path.read_bytes() == b"before"
+
+
+def test_a_large_file_is_flushed_by_parts_and_every_part_is_heard_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_CHUNK", 1000)
+    monkeypatch.setattr(shards, "_FLUSHED", 4000)
+    heard, flushes = [], []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (flushes.append(len(heard)), real(file)))
+    data = memoryview(bytes(10_000))
+    layout = {"weight/0/a": shards.Stored("U8", (len(data),), 0, len(data))}
+    written = shards.write(tmp_path / "file", layout, data, {}, lambda: heard.append(1))
+    assert written.sha256 == fsio.sha256_file(tmp_path / "file")
+    assert len(heard) == 11, "the header and ten parts"
+    assert flushes == [4, 8, 11]
+
+
+def test_a_parameter_without_elements_needs_no_piece():
+    Pieces(PIECES).check({**NUMELS, "none": 0})
+
+
+def test_work_that_got_on_since_the_last_look_is_told_from_work_that_stands_still():
+    background, go_on = Background(), threading.Event()
+    background.moved()
+
+    def work() -> None:
+        go_on.wait()
+        background.moved()
+
+    background.start(work)
+    assert background.rest(0.0)
+    assert not background.rest(0.01)
+    assert background.running
+    go_on.set()
+    assert background.rest(60.0)
+    assert not background.running
+    assert not background.rest(0.0)
+
+
+class _Runtime:
+    """A CUDA runtime that does not let memory be locked."""
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        return 2
+
+
+def test_where_memory_cannot_be_pinned_ordinary_memory_is_used_with_a_warning(monkeypatch, caplog):
+    def refuse(code: int) -> None:
+        if code:
+            raise RuntimeError(f"error {code}")
+
+    def blamed(*size: int, device: str) -> None:
+        raise RuntimeError("error 2, which was another's")
+
+    monkeypatch.setattr(torch.cuda, "cudart", _Runtime)
+    monkeypatch.setattr(torch, "ones", blamed)
+    monkeypatch.setattr(torch.cuda, "check_error", refuse)
+    assert not pin(torch.empty(10, dtype=torch.uint8))
+    assert "cannot pin 0.00 GB for checkpoints (error 2)" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
+def test_a_snapshot_of_a_gpu_is_pinned_and_as_large_as_what_it_holds():
+    device = torch.device("cuda", 0)
+    snapshot = Snapshot(device)
+    for numel in (1000, 3000):
+        values = torch.arange(numel, device=device)
+        snapshot.take({"weight/0/a": values})
+        assert bytes(snapshot.data()) == values.cpu().numpy().tobytes()
+        assert snapshot._block.is_pinned()
+        assert snapshot._block.untyped_storage().nbytes() == 8 * numel
 
 
 def test_what_the_background_raised_is_told_once():
