@@ -28,11 +28,12 @@ def start(
     """Wrap a model for training. The process group must exist (`distributed.init`).
 
     Raises:
-        ConfigurationError: the global batch cannot be shared out over the ranks, or a mode was
-            asked for that the model does not have.
+        ConfigurationError: the global batch cannot be shared out over the ranks, a mode was asked
+            for that the model does not have, or a trainable parameter is not in one group.
         OutOfMemoryError: the model does not fit.
     """
     world_size = distributed.world_size()
+    optim.refuse_ungrouped(model, groups)
     settings = ds_config(config, world_size)
     deepspeed = import_deepspeed(device)
     modes.prepare(model, config, world_size)

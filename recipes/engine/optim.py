@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.contract import ConfigurationError
 from recipes.engine.config import OptimizerConfig
 from recipes.engine.layerwise import Lamb, Lars
 from recipes.engine.schedule import base_lr
@@ -71,6 +73,25 @@ def param_groups(
         )
         for (prefix, decays, adapts), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
+
+
+def refuse_ungrouped(model: nn.Module, groups: Iterable[ParamGroup]) -> None:
+    """Every trainable parameter must be in exactly one group.
+
+    One in none would stay as it is, and under ZeRO 1 and 2 no rank would save it.
+
+    Raises:
+        ConfigurationError: names the parameters.
+    """
+    counts = Counter(id(parameter) for group in groups for parameter in group.params)
+    trained = [(name, counts[id(p)]) for name, p in model.named_parameters() if p.requires_grad]
+    wrong = {name: count for name, count in trained if count != 1}
+    if wrong:
+        found = ", ".join(f"{name} (in {count})" for name, count in sorted(wrong.items()))
+        raise ConfigurationError(
+            f"trainable parameters must be in exactly one group of the optimizer: {found}. Add "
+            "them to one, or set requires_grad = False"
+        )
 
 
 def _of_norms(model: nn.Module) -> set[int]:

@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from recipes.contract import ConfigurationError
 from recipes.engine.config import OptimizerConfig
 from recipes.engine.layerwise import Lamb, Lars
-from recipes.engine.optim import build, param_groups
+from recipes.engine.loop import train
+from recipes.engine.optim import ParamGroup, build, param_groups, refuse_ungrouped
+from tests.recipes.engine_worker import make_context
+from tests.recipes.train_fields import fields
 
 
 def model() -> nn.Module:
@@ -30,6 +34,18 @@ def test_every_parameter_is_in_exactly_one_group():
     for name, parameter in network.named_parameters():
         assert rates[id(parameter)] == (0.1 if name.startswith("encoder.") else 1.0)
         assert decays[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+def test_a_trainable_parameter_that_is_not_in_exactly_one_group_is_refused_by_name(tmp_path):
+    network = model()
+    bias, *others = [p for name, p in network.named_parameters() if name != "head.weight"]
+    twice = [ParamGroup(name="a", params=(bias, *others)), ParamGroup(name="b", params=(bias,))]
+    first = next(iter(dict(network.named_parameters())))
+    message = rf"one group of the optimizer: {first} \(in 2\), head\.weight \(in 0\)\."
+    with pytest.raises(ConfigurationError, match=message):
+        train(make_context(tmp_path), network, lambda start: [], fields(), param_groups=twice)
+    network["head"].weight.requires_grad_(False)
+    refuse_ungrouped(network, [ParamGroup(name="a", params=(bias, *others))])
 
 
 def test_by_default_one_group_decays_all_parameters():
