@@ -9,8 +9,8 @@ afterwards is found by its digests.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -186,7 +186,10 @@ def sweep(directory: Path) -> None:
     for path in sorted(directory.iterdir()):
         if _LEFTOVER.fullmatch(path.name):
             log.info("removing %s, left by an interrupted save or deletion", path)
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:  # it is in nobody's way, and the next attempt tries again
+                log.warning("%s could not be removed: %s", path, error)
 
 
 def newest(directory: Path) -> Committed | None:
@@ -197,6 +200,7 @@ def newest(directory: Path) -> Committed | None:
     Raises:
         InputError: all are damaged, or one could have been changed by somebody else; starting again
             from step 0 is for the user to decide.
+        OSError: the folder cannot be read now.
     """
     found = steps(directory)
     for step in reversed(found):
@@ -221,6 +225,7 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: a file is missing, too much, of another size or of other content.
+        OSError: the files cannot be read now, which says nothing of what they hold.
     """
     try:
         manifest = fsio.read_json(folder / MANIFEST)
@@ -231,7 +236,7 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{folder / MANIFEST} is of step {manifest['step']}")
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise DamagedCheckpoint(f"{folder / MANIFEST}: unknown schema version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{folder / MANIFEST} is not readable ({error})") from error
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     for name in sorted(set(files) ^ present):
@@ -291,10 +296,14 @@ def _delete(folder: Path) -> None:
 def _set_aside(folder: Path) -> Path:
     for number in range(1, 1000):
         aside = folder.with_name(f"{folder.name}.bad{number}")
-        with contextlib.suppress(OSError):  # taken: a folder that is not empty
+        try:
             folder.rename(aside)
-            fsio.fsync_dir(folder.parent)
-            return aside
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # the name is taken
+                continue
+            raise
+        fsio.fsync_dir(folder.parent)
+        return aside
     raise InputError(f"{folder.parent}: cannot set {folder.name} aside")
 
 

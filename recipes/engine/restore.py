@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ log = logging.getLogger(__name__)
 _NOTHING, _REFUSED = -1, -2
 
 
+class UnreachableError(StageError):
+    """Checkpoints cannot be read now; the attempt is repeated, as after a lost peer."""
+
+    exit_code = 74
+
+
 def newest(
     directory: Path, engine: Engine, config: TrainFields
 ) -> tuple[int, dict[str, Any] | None]:
@@ -27,15 +35,17 @@ def newest(
     Raises:
         InputError: there are checkpoints and none may be used, or it does not fit the model.
         ConfigurationError: it was saved by another number of ranks, on which the loss depends.
+        UnreachableError: the files cannot be read now.
     """
     step, ranks = _choose(directory)
     if step == _NOTHING:
         return 0, None
     _check_ranks(engine, step, ranks)
     folder = directory / checkpoint.name_of(step)
-    reader = Reader(folder, ranks)
-    reader.refuse_misfit(fragments.shapes(engine.model))
-    loop = _load(engine, config, reader, step)
+    with _reached(folder):
+        reader = Reader(folder, ranks)
+        reader.refuse_misfit(fragments.shapes(engine.model))
+        loop = _load(engine, config, reader, step)
     log.info("resumed from %s", folder)
     return step, loop
 
@@ -45,18 +55,37 @@ def _choose(directory: Path) -> tuple[int, int]:
     answer, refusal = [_NOTHING, 0], None
     if distributed.is_main():
         try:
-            checkpoint.sweep(directory)
-            found = checkpoint.newest(directory)
+            with _reached(directory):
+                checkpoint.sweep(directory)
+                found = checkpoint.newest(directory)
             if found is not None:
                 answer = [found.step, int(found.description["world_size"])]
         except StageError as error:
-            answer, refusal = [_REFUSED, 0], error
+            answer, refusal = [_REFUSED, error.exit_code], error
     step, ranks = distributed.from_main(answer)
     if refusal is not None:
         raise refusal
     if step == _REFUSED:
-        raise InputError("rank 0 refused the checkpoints; its log says why")
+        # As rank 0's: whether the job is tried again is decided on the first error of any rank.
+        kind = UnreachableError if ranks == UnreachableError.exit_code else InputError
+        raise kind("rank 0 refused the checkpoints; its log says why")
     return step, ranks
+
+
+@contextmanager
+def _reached(folder: Path) -> Iterator[None]:
+    """What the system says of files inside says nothing of what they hold.
+
+    Raises:
+        UnreachableError: instead of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnreachableError(
+            f"{folder} cannot be read now ({error}); the next attempt tries again. If "
+            "it stays so, see to the file server or to the rights of the folder"
+        ) from error
 
 
 def _check_ranks(engine: Engine, step: int, ranks: int) -> None:

@@ -103,6 +103,7 @@ class Saver:
         Raises:
             InputError: there are checkpoints and none may be used, or it does not fit the model.
             ConfigurationError: it was saved by another number of ranks, on which the loss depends.
+            UnreachableError: the files cannot be read now.
         """
         step, loop = restore.newest(self._directory, self._engine, self._config)
         self.committed = step
@@ -114,19 +115,24 @@ class Saver:
         Raises:
             InputError: not even one has; names folder, needed and free.
         """
-        refused = False
-        if distributed.is_main():
-            size = space.estimated_bytes(
-                self._engine.model, self._config.optimizer, distributed.world_size()
-            )
-            present = len(checkpoint.steps(self._directory))
-            needed = size * max(1, self._config.checkpoint.keep + 1 - present)
-            refused = space.is_too_little(self._directory, size, needed)
-        if distributed.agree(refused):
+        if distributed.agree(distributed.is_main() and self._has_no_room()):
             raise InputError(
                 f"{self._directory}: no room for a checkpoint; the log of rank 0 has needed and "
                 "free. Make room or move the store"
             )
+
+    def _has_no_room(self) -> bool:
+        """Whether not one more checkpoint has room; where nobody can look, that is not known."""
+        size = space.estimated_bytes(
+            self._engine.model, self._config.optimizer, distributed.world_size()
+        )
+        try:
+            present = len(checkpoint.steps(self._directory))
+            needed = size * max(1, self._config.checkpoint.keep + 1 - present)
+            return space.is_too_little(self._directory, size, needed)
+        except OSError as error:
+            log.warning("room for checkpoints cannot be looked for: %s", error)
+            return False
 
     def save(self, step: int, loop: Mapping[str, Any], *, wait: bool) -> None:
         """Begin to save `step`, unless it is committed; a collective of all ranks.

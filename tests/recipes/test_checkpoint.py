@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +89,37 @@ def test_damage_to_any_file_is_found_named_set_aside_and_the_one_before_used(
     assert file in caplog.text
     assert (store / "step_000000002.bad1").is_dir()
     assert newest_step(store) == 1, "and again, without it"
+
+
+@pytest.mark.parametrize("file", [SHARDS[0], MANIFEST])
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(store, monkeypatch, file):
+    for step in (1, 2):
+        write(store, step)
+    real = Path.open
+
+    def away(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == file:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", away)
+        with pytest.raises(OSError, match=rf"Stale file handle.*{file}"):
+            checkpoint.newest(store)
+    assert newest_step(store) == 2
+
+
+def test_what_cannot_be_removed_is_left_lying_and_told(store, monkeypatch, caplog):
+    write(store, 1)
+    checkpoint.begin(store, 2)
+
+    def away(path: Path) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", away)
+    checkpoint.sweep(store)
+    assert "step_000000002.tmp could not be removed" in caplog.text
+    assert newest_step(store) == 1
 
 
 def test_swapped_rank_files_are_found(store, caplog):

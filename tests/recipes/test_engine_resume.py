@@ -125,6 +125,7 @@ def first_attempts(folder: Path) -> dict[str, dict[str, Any]]:
         add(f"killed-{fault}", KILLED, every=2, fault=fault, fault_rank=rank)
     add("damaged", DAMAGED, every=2, stop_at=5)
     add("hopeless", HOPELESS, stop_at=3)
+    add("away", HOPELESS, stop_at=3)
     poison = {"every": 2, "poison_step": 4, "poison_rank": 1}
     add("poisoned", POISONED, poison="loss", **poison)
     for case in (PLAIN, SPLIT):
@@ -142,6 +143,7 @@ def second_attempts(folder: Path) -> dict[str, dict[str, Any]]:
     again = {f"stopped-{case.name}": case for case in SINGLE + DOUBLE}
     again |= {f"killed-{fault}": KILLED for fault in FAULTS}
     again |= {f"alone-{SINGLE[0].name}": SINGLE[0], "damaged": DAMAGED, "hopeless": HOPELESS}
+    again |= {"away": HOPELESS}
     again |= {"full": DAMAGED, "killed-writing": KILLED}
     again |= {"plain": Case(1, *PLAIN[1:]), "split": Case(1, *SPLIT[1:])}
     return {name: case.job(folder / name, every=2, restart=1) for name, case in again.items()}
@@ -159,6 +161,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     (folder / "hopeless" / "checkpoints" / "step_000000003" / shards.file_name(1)).unlink()
+    # What can be opened by nobody: an error of the system, and not a damaged file.
+    manifest = folder / "away" / "checkpoints" / "step_000000003" / checkpoint.MANIFEST
+    manifest.unlink()
+    manifest.mkdir(mode=0o700)
     outcome = folder / f"alone-{SINGLE[0].name}" / "outcome-0.json"
     shutil.copy(outcome, outcome.with_name("first-outcome.json"))
     second = run_all(folder, second_attempts(folder))
@@ -225,6 +231,14 @@ def test_all_ranks_refuse_when_every_checkpoint_is_damaged(runs):
     assert runs.second["hopeless"] == [66, 66]
     assert "every checkpoint is damaged" in (runs.folder / "hopeless" / "error-0").read_text()
     assert 8 not in trained(runs.folder / "hopeless")
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_no_damaged_one_and_the_attempt_is_repeated(runs):
+    place = runs.folder / "away"
+    assert runs.second["away"] == [74, 74]
+    assert "cannot be read now" in (place / "error-0").read_text()
+    assert "rank 0 refused the checkpoints" in (place / "error-1").read_text()
+    assert [path.name for path in (place / "checkpoints").iterdir()] == ["step_000000003"]
 
 
 @pytest.mark.parametrize("name", ["plain", "split"])
