@@ -88,7 +88,8 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.ui
         plane = np.fft.irfft2(noise, s=(height, width))
         planes.append(plane / plane.std())
     mixed = np.stack(planes, -1) * 0.3 + planes[0][..., None]
-    return np.clip(128 + 36 * mixed, 0, 255).astype(np.uint8)
+    texture: NDArray[np.uint8] = np.clip(128 + 36 * mixed, 0, 255).astype(np.uint8)
+    return texture
 
 
 def write_video(

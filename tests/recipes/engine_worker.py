@@ -153,7 +153,10 @@ def run_job(job: Mapping[str, Any], rank: int) -> int:
                 if job["poison"] == "loss":
                     output.loss.data.fill_(float("nan"))
                 else:
-                    self.predictor[0].weight.register_hook(lambda gradient: gradient * math.inf)
+                    weight = self.predictor.get_parameter("0.weight")
+                    weight.register_hook(  # type: ignore[no-untyped-call]
+                        lambda gradient: gradient * math.inf
+                    )
             return output
 
     torch.manual_seed(7)
@@ -199,7 +202,7 @@ def main(run: Callable[[Mapping[str, Any], int], int] = run_job) -> None:
     import recipes.engine.deepspeed_engine as engine
 
     engine.import_deepspeed(torch.device("cpu"))
-    codes = []
+    codes: list[int | None] = []
     for job in jobs:
         if rank >= job["world_size"]:
             codes.append(None)
