@@ -22,7 +22,7 @@ from cluster.processes import RankGroup
 from tests.cluster.bench import PYTHON, REPOSITORY, Bench, Job
 from tests.cluster.memory_group import memory_group
 
-SECONDS = 1.5  # of silence that are a hang, once a step time is known
+SECONDS = 4.0  # of silence that are a hang, once a step time is known
 LIMITS = Limits.of(60)
 STATE = RankState(
     rank=0, host="n1", pid=1, phase="agree", step=41, beats=80, silent_seconds=75.0,
