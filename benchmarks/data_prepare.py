@@ -4,8 +4,9 @@
 
 Milliseconds are processor time of all threads. P2 and P3 read clips of 32 frames, stride 2, 128 px
 through the loader without workers: the same samples of the same videos as they are (340 x 256, key
-frames 250 apart) and prepared (short side 128, key frames 12 apart). P14 compares the whole
-preparation of a file, with the proof that it is right, with `ffmpeg -preset veryfast` on one core.
+frames 250 apart) and prepared (short side 128, key frames 12 apart, crf 18 and 23). P14 compares
+the whole preparation of a file, with the proof that it is right, with `ffmpeg -preset veryfast` on
+one core.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from recipes.data.table import VideoTable, load_table
 CLIP = ClipConfig(blocks=1, frames=32, stride=2, size=128)
 SHORT_CLIP = ClipConfig(blocks=1, frames=16, stride=2, size=112)  # for the real clips of 60 frames
 OPTIONS = PrepareOptions(short_side=128)
+COARSER = PrepareOptions(short_side=128, crf=23)  # x264's own quality, at which P3 was set
 DECODERS = ("decord", "pyav")
 BATCH = 8
 
@@ -66,12 +68,14 @@ def _reading(
 ) -> list[Line]:
     target = folder / "prepared"
     target.mkdir(parents=True)
-    prepared = [target / f"{number}.mp4" for number in range(len(raw))]
-    for source, path in zip(raw, prepared, strict=True):
-        encode(source, path, OPTIONS, "decord")
+    files = {"raw": raw}
+    for name, options in (("prepared", OPTIONS), ("coarser", COARSER)):
+        files[name] = [target / f"{name}-{number}.mp4" for number in range(len(raw))]
+        for source, path in zip(raw, files[name], strict=True):
+            encode(source, path, options, "decord")
     steps = 4
     calls: dict[str, Callable[[], object]] = {}
-    for name, paths in (("raw", raw), ("prepared", prepared)):
+    for name, paths in files.items():
         for decoder in DECODERS:
             artifact = indexed(folder / f"{name}-{decoder}", paths, decoder=decoder, prepare=None)
             calls[f"{name}, {decoder}"] = _loading(load_table(artifact, "train"), clip, steps)
@@ -88,7 +92,9 @@ def _reading(
 
     return [
         line("P3: prepared against raw, decord", "raw, decord", "prepared, decord", 4.0),
+        line("P3: prepared with crf 23, decord", "raw, decord", "coarser, decord", 4.0),
         line("P3: prepared against raw, PyAV", "raw, pyav", "prepared, pyav", 6.0),
+        line("P3: prepared with crf 23, PyAV", "raw, pyav", "coarser, pyav", 6.0),
         line("P2: decord against PyAV, raw", "raw, pyav", "raw, decord", 0.85),
         line("P2: decord against PyAV, prepared", "prepared, pyav", "prepared, decord", 0.65),
     ]
