@@ -38,9 +38,12 @@ PARTS = [f"scan/part-{number:03}" for number in range(4)]
 
 @pytest.fixture(scope="module")
 def videos(slurm: PrivateSlurm) -> Path:
-    """Eleven small videos in two classes, and one file that is none, where all nodes see them."""
+    """Eleven videos in two classes, and one file that is none, where all nodes see them.
+
+    They are long enough for a part to be hit while it works.
+    """
     root = slurm.shared / f"videos-{os.urandom(3).hex()}"
-    write_set(root, count=11, frames=20)
+    write_set(root, count=11, frames=100)
     (root / "odd" / "broken.mp4").write_bytes(b"not a video" * 100)
     return root
 
@@ -76,7 +79,7 @@ def test_an_index_in_four_parts_two_of_them_hit_equals_the_index_of_one_job(
     (array,) = {job.partition("_")[0] for job in jobs}
     assert jobs == [f"{array}_{number}" for number in range(4)]
     requeued, killed = (_folder(stages, PARTS[n]) for n in (1, 3))
-    for folder in (requeued, killed):
+    for folder in (killed, requeued):  # a process that has ended cannot be killed any more
         start = folder / "attempts" / "s001r000" / "start.json"
         _until(start.is_file)
         if folder is killed:
