@@ -40,9 +40,10 @@ def main() -> int:
     for step in range(STEPS):
         beat("data", step)
         time.sleep(STEP_SECONDS)
-        if fault == ("save", step):
-            beat("save", step)
-            time.sleep(4 * seconds)
+        if os.environ.get("ORCHESTRATE_FAULT") == f"save:{step}":
+            beat("save", step)  # on all ranks, as ever
+            if fault == ("save", step):
+                time.sleep(4 * seconds)
         _maybe_die(fault, attempt, ranks, step)
         beat("agree", step)
         _meet(attempt, ranks, step)

@@ -45,7 +45,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ORCHESTRATE_STORE", str(tmp_path / "store"))
-    monkeypatch.delenv("ORCHESTRATE_DEBUG", raising=False)
+    monkeypatch.setenv("ORCHESTRATE_DEBUG", "0")  # `--debug` sets it: not for the tests behind
     return tmp_path / "store"
 
 
