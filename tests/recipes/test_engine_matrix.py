@@ -7,7 +7,6 @@ buffers and running metrics of every rank are in there.
 from __future__ import annotations
 
 import json
-import os
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +27,7 @@ CASES = {
     "zero2-sgd": (2, "sgd"),
     "zero3-adam": (3, "adam"),
 }
-# Four ranks take long on a few processors: the stage that splits most, and all on the journeys;
-# `make kill-soak` asks for all.
-FOUR = CASES if os.environ.get("ORCHESTRATE_FULL_MATRIX") else ("zero3-adam",)
-ALONE = [*product((4,), FOUR), *product((2, 1), CASES)]
+ALONE = list(product((4, 2, 1), CASES))
 # Ranks and the step to stop at; the same training goes on, and sees the same micro-batches.
 JOURNEY = ((4, 1), (2, 2), (1, 3), (4, None))
 # By name: the ZeRO stage of each leg, the optimizer, and the case it is compared with.
