@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from recipes.engine import checkpoint
-from tests.recipes.engine_worker import free_port, run_job
+from tests.recipes.engine_worker import be_rank, free_port, run_job
 
 STEPS = 30
 CONFIG = {
@@ -41,32 +41,15 @@ FINISHED = 0
 
 def start(folder: Path, ranks: int) -> list[int]:
     """Fork the ranks of a training; returns their process ids."""
-    port = free_port()
     job: dict[str, Any] = {"folder": str(folder), "world_size": ranks, "config": CONFIG}
+    job["port"] = free_port()
     children = []
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
-            _be_rank(job, rank, port)
+            be_rank(run_job, job, rank)
         children.append(child)
     return children
-
-
-def _be_rank(job: dict[str, Any], rank: int, port: int) -> None:
-    code = 70
-    try:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(job["world_size"]),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        code = run_job(job, rank)
-    except BaseException as error:  # the parent must not go on twice
-        print(f"rank {rank}: {error!r}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(code)
 
 
 def wait(children: list[int]) -> list[int]:

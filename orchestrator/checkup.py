@@ -54,18 +54,14 @@ def _python() -> Iterator[Check]:
 
 
 def _decoders() -> Iterator[Check]:
-    from recipes.data.decoder_versions import decoder_versions
+    from recipes.data.decoder_versions import ADVICE, decoder_versions
 
     for name, of in decoder_versions().items():
         found = f"{of.version}, FFmpeg {of.ffmpeg}"
         if not of.known_old:
             yield Check(name=f"decoder {name}", state="ok", found=found)
             continue
-        advice = (
-            "lacks fixes for published vulnerabilities: let it read only videos you trust, or "
-            "prepare them (data.prepare: {files: all})"
-        )
-        yield Check(name=f"decoder {name}", state="warning", found=found, advice=advice)
+        yield Check(name=f"decoder {name}", state="warning", found=found, advice=ADVICE)
 
 
 def _store(path: Path) -> Iterator[Check]:

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recipes.contract import InputError
-from recipes.data.decoder_versions import DecoderVersion as DecoderVersion
-from recipes.data.decoder_versions import decoder_versions as decoder_versions
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -18,6 +18,11 @@ UNKNOWN = "unknown"
 _SAFE = {5: (5, 1, 10), 6: (6, 1, 6), 7: (7, 1, 5)}
 _SAFE_ELSE = (8, 1, 2)
 
+ADVICE = (
+    "lacks fixes for published vulnerabilities: let it read only videos you trust, or prepare them "
+    "(`data.prepare: {files: all}`)"
+)
+
 _DECORD_PACKAGES = ("decord", "eva-decord", "decord2")  # all of them install a module `decord`
 
 

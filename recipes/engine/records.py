@@ -18,6 +18,7 @@ from recipes.contract import Progress, StageContext
 from recipes.engine import distributed, flops, speed, state
 from recipes.engine.config import TrainFields
 from recipes.engine.contract import Batches
+from recipes.engine.schedule import base_lr
 from recipes.engine.shortage import Supply, shortage
 from recipes.engine.stragglers import Stragglers
 
@@ -255,7 +256,7 @@ def announcement(
         f"training {parameters / 1e6:.1f} M parameters, {flops_per_clip / 1e9:.2f} GFLOP a clip "
         f"forward, {training:.2f} to train on it\n"
         f"batch {config.batch_size} = {batch}; {config.precision}{zero}{offload}; "
-        f"{config.optimizer.name}, lr {config.optimizer.lr:g}\n"
+        f"{config.optimizer.name}, lr {base_lr(config.optimizer, config.batch_size):g}\n"
         f"{steps} steps, {steps_per_epoch} an epoch: {steps / steps_per_epoch:.4g} epochs"
     )
 

@@ -209,13 +209,16 @@ def main(run: Callable[[Mapping[str, Any], int], int] = run_job) -> None:
             continue
         child = os.fork()
         if child == 0:
-            _enter(run, job, rank)
+            be_rank(run, job, rank)
         _, status = os.waitpid(child, 0)
         codes.append(os.waitstatus_to_exitcode(status))
     print(json.dumps(codes), flush=True)
 
 
-def _enter(run: Callable[[Mapping[str, Any], int], int], job: Mapping[str, Any], rank: int) -> None:
+def be_rank(
+    run: Callable[[Mapping[str, Any], int], int], job: Mapping[str, Any], rank: int
+) -> None:
+    """What a forked process does as a rank of a job; it never comes back."""
     code = 70
     try:
         os.environ.update(

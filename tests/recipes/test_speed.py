@@ -311,6 +311,15 @@ def test_what_runs_is_told_in_three_lines():
     ]
 
 
+def test_the_rate_that_is_announced_is_the_one_scaled_to_the_batch():
+    fields = {"max_steps": 1, "batch_size": 64, "micro_batch": 8}
+    config = TrainConfig.model_validate({**fields, "optimizer": {"lr": 0.1, "lr_batch": 256}})
+    said = records.announcement(
+        config, 1, parameters=1, flops_per_clip=1.0, steps=1, steps_per_epoch=1
+    )
+    assert "adam, lr 0.025" in said
+
+
 def test_parameters_that_zero_3_split_are_counted_whole():
     model = nn.Linear(4, 3)
     model.weight.ds_numel = 1000  # type: ignore[attr-defined]

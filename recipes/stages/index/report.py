@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import fsio
-from recipes.data.decode import decoder_versions
+from recipes.data.decoder_versions import ADVICE, decoder_versions
 from recipes.stages.index.config import IndexConfig
 from recipes.stages.index.look import decoder_of, mode_of
 
@@ -37,9 +37,7 @@ def write_excluded(excluded: pd.DataFrame, path: Path) -> None:
 def old_decoders() -> list[str]:
     """A warning for each installed decoder whose FFmpeg is known to lack fixes."""
     return [
-        f"{name} {found.version} carries FFmpeg {found.ffmpeg}, which lacks fixes for published "
-        "vulnerabilities: let it read only videos you trust, or prepare them "
-        "(`data.prepare: {files: all}`)"
+        f"{name} {found.version} carries FFmpeg {found.ffmpeg}, which {ADVICE}"
         for name, found in decoder_versions().items()
         if found.known_old
     ]
