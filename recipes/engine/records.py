@@ -248,7 +248,7 @@ def announcement(
     """
     parts = config.accumulation(world_size)
     training = flops.TRAINING * flops_per_clip / 1e9
-    batch = f"{world_size} ranks x micro-batch {config.micro_batch}"
+    batch = f"{world_size} rank{'s' * (world_size > 1)} x micro-batch {config.micro_batch}"
     batch += f" x {parts} accumulated" if parts > 1 else ""
     zero = f", ZeRO {config.zero_stage}" if config.zero_stage else ""
     offload = f", offload {config.offload}" if config.offload != "none" else ""

@@ -30,7 +30,7 @@ A video encoder, {backbone} with {parameters:,} parameters, trained without labe
 
 {usage}
 
-In training, clips had {blocks} blocks of {frames} frames, {stride} frames of the video apart, at
+In training, clips had {blocks} blocks of {frames} frames, {apart}, at
 {size} x {size} pixels. `pooled` is the mean over blocks, time and space; one block is enough for
 it{context}.
 
@@ -145,7 +145,7 @@ def model_card(
         weights=f"a moving average of the weights (decay {decay})" if decay else "the last weights",
         usage=_USAGE.format(shapes=shapes, **sizes) if standalone else _USAGE_OURS,
         context="; `context` reads the blocks in their order" if encoder.context else "",
-        stride=clip.stride,
+        apart="one after the other" if clip.stride == 1 else f"each {clip.stride} after the last",
         facts=_table(_facts(training)),
         metrics=_table({name: f"{value:.6g}" for name, value in sorted(training.metrics.items())}),
         config=yaml.safe_dump(_without_data(training.config), sort_keys=False),
@@ -156,10 +156,11 @@ def model_card(
 
 def _facts(training: Training) -> dict[str, Any]:
     config = training.config
+    shown = training.steps * config["batch_size"] / max(1, training.num_videos)
     return {
         "videos": f"{training.num_videos:,} ({training.coverage:.2%} of those listed)",
         "optimizer steps": f"{training.steps:,}",
-        "epochs": config.get("epochs") or "",
+        "times each video was shown": f"{shown:.3g}",
         "global batch": config["batch_size"],
         "clips in one forward pass": config["micro_batch"],
         "precision": config["precision"],

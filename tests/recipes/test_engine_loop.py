@@ -479,5 +479,5 @@ def test_what_runs_is_said_once(tmp_path, capsys):
     go(tmp_path, Regression(), config())
     said = capsys.readouterr().out
     assert said.count("parameters") == 1
-    assert "batch 4 = 1 ranks x micro-batch 2 x 2 accumulated; fp32; sgd, lr 0.3" in said
+    assert "batch 4 = 1 rank x micro-batch 2 x 2 accumulated; fp32; sgd, lr 0.3" in said
     assert "7 steps, 3 an epoch: 2.333 epochs" in said
