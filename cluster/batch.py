@@ -238,6 +238,8 @@ def _setup(request: JobRequest, passed_on: Mapping[str, str]) -> list[str]:
     # A second TERM would reach the epilogue before it can ignore it.
     on_term = f"trap '' TERM USR2; signalled=1; {epilogue(request)} --exit-code 143 --signalled"
     lines += [f"on_term() {{ {on_term}; }}", "trap on_term TERM", "trap signalled=1 USR2"]
+    if request.prologue:
+        lines.append(_words("prologue", request.prologue, request))
     return lines + _check_all("setup", request.resources.setup)
 
 

@@ -92,9 +92,10 @@ class JobState:
 class JobRequest:
     """One job: `argv` runs once a rank, `epilogue` once after all ranks, with `--exit-code RC`.
 
-    Both get `target` behind their own words. `log_dir` receives one file a rank, appended across
-    restarts. `after` are jobs that must succeed first. `env` is set for the ranks and the epilogue,
-    on top of what the executor passes on. `task` is the job's number in an array.
+    `prologue`, where there is one, runs once before the ranks; what becomes of it does not matter
+    to them. All get `target` behind their own words. `log_dir` receives one file a rank, appended
+    across restarts. `after` are jobs that must succeed first. `env` is set for the ranks and the
+    epilogue, on top of what the executor passes on. `task` is the job's number in an array.
     """
 
     name: str
@@ -102,6 +103,7 @@ class JobRequest:
     epilogue: tuple[str, ...]
     resources: Resources
     log_dir: Path
+    prologue: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     after: tuple[JobHandle, ...] = ()

@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,11 +26,11 @@ from cluster.decision import (
 )
 from cluster.progress import committed_step
 from cluster.queue import own_job_id, parse_scontrol_job
+from cluster.transport import Changes, give_up, go_on, scontrol
 
 _SCHEMA_VERSION = 1
 _ATTEMPT = re.compile(r"s(\d+)r(\d+)")
 _SCONTROL_TRIES = 3
-_SCONTROL_SECONDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +80,10 @@ def _act(attempt: Attempt, ending: Ending, decision: Decision) -> Decision:
         decision = _keep_requeue(decision, earlier)
     _record(attempt, ending, decision, asked=bool(earlier.get("requeue_asked")))
     if not decision.ask or attempt.job_id is None:
+        if attempt.job_id is not None and decision.action != "requeue":
+            give_up(attempt.job_id)
         return decision
-    refusal = _requeue(attempt.job_id)
+    refusal = go_on(attempt.job_id, Changes())
     if refusal is None:
         _record(attempt, ending, decision, asked=True)
     elif decision.action == "requeue":
@@ -213,7 +214,7 @@ def _scheduler_view(attempt: Attempt) -> SchedulerView:
     if attempt.job_id is None:
         return SchedulerView()
     for _ in range(_SCONTROL_TRIES):
-        done = _scontrol("-o", "show", "job", attempt.job_id)
+        done = scontrol("-o", "show", "job", attempt.job_id)
         if done.returncode == 0:
             return scheduler_view(parse_scontrol_job(done.stdout), attempt.restart)
         time.sleep(1.0)
@@ -235,28 +236,6 @@ def scheduler_view(job: Mapping[str, str], restart: int) -> SchedulerView:
         preempted=job.get("PreemptTime", "None") not in ("None", "N/A", "Unknown", "0", ""),
         time_limit=job.get("Reason") == "TimeLimit",
     )
-
-
-def _requeue(job_id: str) -> str | None:
-    """Ask for the requeue; what SLURM said where it refused."""
-    done = _scontrol("requeue", job_id)
-    return None if done.returncode == 0 else done.stderr.strip() or f"exit {done.returncode}"
-
-
-def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["scontrol", *arguments]
-    environment = {**os.environ, "LC_ALL": "C"}
-    try:
-        return subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_SCONTROL_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
 if __name__ == "__main__":
