@@ -1,4 +1,4 @@
-"""What is known of a SLURM site: what its controller says, and what a job on its nodes has found."""
+"""What is known of a SLURM site that only a job on its nodes can find out, kept in the store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def profile_file(store: Path, cluster: str) -> Path:
 
 
 def read_profile(store: Path, cluster: str) -> SiteProfile | None:
-    """The profile of a cluster, None where no job has looked yet; unknown fields are passed over."""
+    """The profile of a cluster, None where no job has looked; unknown fields are passed over."""
     raw = fsio.read_json_or_none(profile_file(store, cluster))
     if raw is None:
         return None
