@@ -80,12 +80,17 @@ class JobHandle:
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What the scheduler says of a job now."""
+    """What the scheduler says of a job now.
+
+    `start_at` is when it started, or of one that waits when the scheduler expects to start it or
+    may at the earliest, in unix seconds; None where it says nothing of it.
+    """
 
     phase: Phase
     reason: str = ""
     restarts: int = 0
     exit_code: int | None = None
+    start_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

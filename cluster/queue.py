@@ -43,7 +43,10 @@ PHASES: Mapping[str, Phase] = {
 }
 
 # The name comes last: of jobs that are not ours it may hold the separator.
-SQUEUE_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "SubmitTime", "exit_code", "Name")
+SQUEUE_FIELDS = (
+    *("JobArrayID", "State", "Reason", "RestartCnt", "SubmitTime", "StartTime", "exit_code"),
+    "Name",
+)
 SQUEUE_FORMAT = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
 
 
@@ -140,6 +143,7 @@ def _job(row: Mapping[str, str]) -> QueuedJob:
             phase=now,
             reason=reason,
             restarts=int(row["RestartCnt"] or 0),
+            start_at=float(row["StartTime"]) if row["StartTime"].isdecimal() else None,
             exit_code=_exit_code(row["exit_code"]) if now is Phase.GONE else None,
         ),
     )

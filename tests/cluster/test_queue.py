@@ -16,13 +16,13 @@ from cluster.queue import (
 )
 
 SQUEUE = """\
-1|FAILED|NonZeroExitCode|0|1795176154|768|a b|c|
-2|FAILED|JobLaunchFailure|0|1795176154|9|wrap|
-3|PENDING|DependencyNeverSatisfied|0|1795176154|0|wrap|
-4|PENDING|BeginTime|1|1795176155|0|wrap|
-5|RUNNING|None|2|1795176156|0|wrap|
-6|COMPLETED|None|0|1795176156|0|wrap|
-7|COMPLETING|None|0|1795176156|0|wrap|
+1|FAILED|NonZeroExitCode|0|1795176154|1795176154|768|a b|c|
+2|FAILED|JobLaunchFailure|0|1795176154|1795176154|9|wrap|
+3|PENDING|DependencyNeverSatisfied|0|1795176154|N/A|0|wrap|
+4|PENDING|BeginTime|1|1795176155|1795176276|0|wrap|
+5|RUNNING|None|2|1795176156|1795176156|0|wrap|
+6|COMPLETED|None|0|1795176156|1795176156|0|wrap|
+7|COMPLETING|None|0|1795176156|1795176156|0|wrap|
 """
 SCONTROL = (
     "JobId=1 JobName=p.again UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=1 Nice=0"
@@ -52,13 +52,14 @@ def test_squeue_lines_are_read() -> None:
     assert jobs["5"].state.exit_code is None
     assert (jobs["6"].state.reason, jobs["6"].state.exit_code) == ("COMPLETED", 0)
     assert jobs["1"].submitted_at == 1795176154
+    assert (jobs["3"].state.start_at, jobs["4"].state.start_at) == (None, 1795176276.0)
 
 
 ARRAY = """\
-1_2|PENDING|BeginTime|1|1795268877|0|s.sh|
-1_0|RUNNING|None|0|1795268874|0|s.sh|
-1_3|COMPLETED|None|0|1795268874|0|s.sh|
-5|CANCELLED|DependencyNeverSatisfied|0|1795268880|0|dep2|
+1_2|PENDING|BeginTime|1|1795268877|1795268877|0|s.sh|
+1_0|RUNNING|None|0|1795268874|1795268874|0|s.sh|
+1_3|COMPLETED|None|0|1795268874|1795268874|0|s.sh|
+5|CANCELLED|DependencyNeverSatisfied|0|1795268880|1795268880|0|dep2|
 """
 
 
@@ -84,7 +85,7 @@ def test_the_tasks_of_an_array_are_jobs_of_their_own() -> None:
 def test_tasks_that_wait_in_one_line_are_told_apart(text: str, tasks: list[int]) -> None:
     """Forms printed by SLURM 22.05.8."""
     assert expand_tasks(text) == [f"7_{task}" for task in tasks]
-    line = f"{text}|PENDING|BeginTime|0|1795268874|0|many|\n"
+    line = f"{text}|PENDING|BeginTime|0|1795268874|N/A|0|many|\n"
     assert [job.job_id for job in parse_squeue(line)] == expand_tasks(text)
 
 
