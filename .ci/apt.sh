@@ -11,4 +11,5 @@ if [ "$(id -u)" = 0 ]; then run=(env)
 elif sudo -n true 2>/dev/null; then run=(sudo -n env)
 else echo "not installed and no right to install: ${missing[*]}" >&2; exit 0; fi
 "${run[@]}" apt-get update -qq
-"${run[@]}" DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+# In runlevel 1 no package starts its service: the tests start daemons of their own.
+"${run[@]}" RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

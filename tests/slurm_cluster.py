@@ -1,8 +1,8 @@
 """A throw-away SLURM cluster for tests: own munge, controller and nodes with fake CPUs and GPUs.
 
-Every daemon is a child of a small supervisor process (this file run as a script), which is the
-subreaper of all it starts. When the test process ends, however it ends, the supervisor's standard
-input closes and it kills everything below itself and removes the folder.
+Every daemon is a child of a small supervisor process (`slurm_processes.py` run as a script), which
+is the subreaper of all it starts. When the test process ends, however it ends, the supervisor's
+standard input closes and it kills everything below itself and removes the folder.
 
 Each node runs in a mount namespace of its own: `/tmp`, `/var/tmp` and `/dev/shm` are private and
 empty there, and only `PrivateSlurm.shared`, the source tree and the Python environment are shared,
@@ -12,10 +12,8 @@ so that a job which relies on the submitter's local disk fails here as it does o
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -23,9 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests import slurm_accounting
+from tests.slurm_processes import alive, all_pids, command_name, environment, namespace, parent_of
+from tests.slurm_settings import Place, Settings, slurm_conf
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -58,6 +60,11 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
 
 
+def missing_for_accounting() -> list[str]:
+    """Which Debian packages `accounting=True` needs beyond those; empty where it can start."""
+    return slurm_accounting.missing(_search_path())
+
+
 def _search_path() -> str:
     return os.environ.get("PATH", "/usr/bin:/bin") + ":" + _SBIN
 
@@ -86,13 +93,7 @@ class PrivateSlurm:
     """One private cluster; a context manager.
 
     Args:
-        num_nodes, cpus, gpus: size; GPUs are character devices that do nothing. `gpus=0` gives the
-            cluster nobody has configured: no GRES at all.
-        kill_wait: seconds between TERM and KILL of a job's processes.
-        min_job_age: seconds an ended job stays known to the controller.
-        slurmd_timeout: seconds after which a silent node counts as lost.
-        message_timeout: seconds a client waits for the controller.
-        user_signal: whether preemption with a grace time sends the user's `--signal` first.
+        settings: fields of `slurm_settings.Settings`.
 
     Attributes:
         env: environment for subprocesses that talk to this cluster.
@@ -100,26 +101,9 @@ class PrivateSlurm:
         isolated: whether nodes have mount namespaces of their own.
     """
 
-    def __init__(
-        self,
-        *,
-        num_nodes: int = 2,
-        cpus: int = 8,
-        gpus: int = 4,
-        kill_wait: int = 10,
-        min_job_age: int = 300,
-        slurmd_timeout: int = 20,
-        message_timeout: int = 10,
-        user_signal: bool = False,
-    ) -> None:
-        self.nodes = [f"n{i + 1}" for i in range(num_nodes)]
-        self.cpus = cpus
-        self.gpus = gpus
-        self.kill_wait = kill_wait
-        self.min_job_age = min_job_age
-        self.slurmd_timeout = slurmd_timeout
-        self.message_timeout = message_timeout
-        self.user_signal = user_signal
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**settings)
+        self.nodes = self.settings.nodes
         self.isolated = can_unshare()
         self.root = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.shared = self.root / "shared"
@@ -130,6 +114,12 @@ class PrivateSlurm:
             "SLURM_CONF": str(self.conf),
         }
         self._supervisor: subprocess.Popen[str] | None = None
+        self._place = Place(
+            root=self.root,
+            host=socket.gethostname().split(".")[0],
+            name=f"private{os.getpid()}",
+            ports=_free_ports(3 + len(self.nodes)),
+        )
         self._pids: dict[str, int] = {}
         self._namespaces: dict[str, str] = {}
 
@@ -154,7 +144,7 @@ class PrivateSlurm:
             (self.root / name).mkdir(mode=0o755)
         self._write_configuration()
         self._supervisor = subprocess.Popen(
-            [sys.executable, __file__, str(self.root)],
+            [sys.executable, str(Path(__file__).with_name("slurm_processes.py")), str(self.root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -162,6 +152,8 @@ class PrivateSlurm:
         )
         try:
             self._start_munge()
+            if self.settings.accounting:
+                slurm_accounting.start(self, self._place, self.env["PATH"])
             self.start_controller()
             for node in self.nodes:
                 self.start_node(node)
@@ -190,12 +182,18 @@ class PrivateSlurm:
     def start_controller(self) -> None:
         """Start slurmctld and wait until it answers."""
         argv = ["slurmctld", "-D", "-f", str(self.conf)]
-        self._pids["slurmctld"] = self._spawn(argv, "slurmctld.log")
+        self.spawn("slurmctld", argv)
         self.wait_for(lambda: self.run("scontrol", "ping", check=False).returncode == 0, 20)
 
     def signal_controller(self, number: int) -> None:
         """Send slurmctld a signal: KILL for a crash, STOP and CONT for a hang."""
         os.kill(self._pids["slurmctld"], number)
+
+    def stop_controller(self) -> None:
+        """End slurmctld as an administrator does and wait until it has saved its state."""
+        pid = self._pids["slurmctld"]
+        os.kill(pid, signal.SIGTERM)
+        self.wait_for(lambda: not alive(pid), 60)
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of one node."""
@@ -210,11 +208,11 @@ class PrivateSlurm:
                 *(str(len(kept)), *kept),
                 *argv,
             ]
-        self._pids[node] = self._spawn(argv, f"{node}.log")
+        self.spawn(node, argv)
 
     def kill_slurmd(self, node: str) -> None:
         """SIGKILL the node's slurmd; its tasks live on."""
-        self._namespaces[node] = _namespace(self._pids[node])
+        self._namespaces[node] = namespace(self._pids[node])
         os.kill(self._pids[node], signal.SIGKILL)
 
     def kill_node(self, node: str) -> None:
@@ -239,7 +237,7 @@ class PrivateSlurm:
         self.run("scancel", "--full", "--signal=KILL", "--user", str(os.geteuid()), check=False)
         self.run("scancel", "--user", str(os.geteuid()), check=False)
         for node in self.nodes:
-            if not _alive(self._pids[node]):
+            if not alive(self._pids[node]):
                 self.start_node(node)
         for node, state in self.node_states().items():
             if state.rstrip("*") in ("down", "drained", "draining", "drng", "drain"):
@@ -318,12 +316,12 @@ class PrivateSlurm:
         and the step daemons are their parents.
         """
         if self.isolated:
-            inside = _namespace(self._pids[node]) or self._namespaces.get(node)
-            return [pid for pid in _all_pids() if inside and _namespace(pid) == inside]
+            inside = namespace(self._pids[node]) or self._namespaces.get(node)
+            return [pid for pid in all_pids() if inside and namespace(pid) == inside]
         marks = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode()}
-        tasks = [pid for pid in _all_pids() if marks <= _environment(pid)]
-        daemons = {_parent(pid) for pid in tasks}
-        steps = [pid for pid in daemons if _name(pid).startswith("slurmstepd")]
+        tasks = [pid for pid in all_pids() if marks <= environment(pid)]
+        daemons = {parent_of(pid) for pid in tasks}
+        steps = [pid for pid in daemons if command_name(pid).startswith("slurmstepd")]
         return [self._pids[node], *steps, *tasks]
 
     def _shared_folders(self) -> list[Path]:
@@ -332,19 +330,21 @@ class PrivateSlurm:
         covered = [p for p in wanted if any(p.is_relative_to(f) for f in PRIVATE_FOLDERS)]
         return [p for p in covered if not any(p != o and p.is_relative_to(o) for o in covered)]
 
-    def _spawn(self, argv: Sequence[str], log: str, env: Mapping[str, str] | None = None) -> int:
+    def spawn(self, name: str, argv: list[str]) -> int:
+        """Start a daemon below the supervisor, its output in `<name>.log`; its process id."""
         if self._supervisor is None or self._supervisor.stdin is None:
             raise RuntimeError("the cluster is not started")
         order = {
-            "argv": list(argv),
-            "log": str(self.root / log),
-            "env": {**self.env, **(env or {})},
+            "argv": argv,
+            "log": str(self.root / f"{name}.log"),
+            "env": self.env,
         }
         self._supervisor.stdin.write(json.dumps(order) + "\n")
         self._supervisor.stdin.flush()
         if self._supervisor.stdout is None:
             raise RuntimeError("the supervisor has no output")
-        return int(self._supervisor.stdout.readline())
+        self._pids[name] = int(self._supervisor.stdout.readline())
+        return self._pids[name]
 
     def _start_munge(self) -> None:
         folder = self.root / "munge"
@@ -359,12 +359,11 @@ class PrivateSlurm:
             "seed-file": folder / "seed",
         }
         argv = ["munged", "--foreground", "--force", "--num-threads=2"]
-        self._spawn([*argv, *(f"--{k}={v}" for k, v in options.items())], "munged.log")
+        self.spawn("munged", [*argv, *(f"--{k}={v}" for k, v in options.items())])
         self.wait_for((folder / "socket").exists, 10)
 
     def _write_configuration(self) -> None:
-        ports = _free_ports(1 + len(self.nodes))
-        self.conf.write_text(self._slurm_conf(ports), encoding="utf-8")
+        self.conf.write_text(slurm_conf(self.settings, self._place), encoding="utf-8")
         hosts = Path("/etc/hosts").read_text(encoding="utf-8")
         ours = "127.0.0.1 " + " ".join(self.nodes) + "\n"
         (self.root / "hosts").write_text(ours + hosts, encoding="utf-8")
@@ -380,175 +379,11 @@ class PrivateSlurm:
 
     def _gres_conf(self) -> str:
         """Fake GPUs must be character devices: plain files give an empty CUDA_VISIBLE_DEVICES."""
-        if not self.gpus:
+        if not self.settings.gpus:
             return ""
-        for i in range(self.gpus):
+        for i in range(self.settings.gpus):
             with contextlib.suppress(PermissionError):
                 os.mknod(self.root / "dev" / f"gpu{i}", 0o20666, os.makedev(1, 3))
         made = (self.root / "dev" / "gpu0").exists()
         prefix = str(self.root / "dev" / "gpu") if made else "/dev/tty"
-        return f"AutoDetect=off\nName=gpu File={prefix}[0-{self.gpus - 1}]\n"
-
-    def _slurm_conf(self, ports: Sequence[int]) -> str:
-        user = "root" if os.geteuid() == 0 else str(os.geteuid())
-        host = socket.gethostname().split(".")[0]
-        gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
-        lines = [
-            f"ClusterName=private{os.getpid()}",
-            f"SlurmctldHost={host}(127.0.0.1)",
-            f"SlurmctldPort={ports[0]}",
-            f"SlurmUser={user}",
-            f"SlurmdUser={user}",
-            "AuthType=auth/munge",
-            "CryptoType=crypto/munge",
-            # A requeued job waits cred_expire + 1 seconds; 5 is the least, 120 the default.
-            f"AuthInfo=socket={self.root}/munge/socket,cred_expire=5",
-            f"StateSaveLocation={self.root}/state",
-            f"SlurmdSpoolDir={self.root}/spool-%n",
-            f"SlurmctldPidFile={self.root}/slurmctld.pid",
-            f"SlurmdPidFile={self.root}/slurmd-%n.pid",
-            "ProctrackType=proctrack/linuxproc",
-            "TaskPlugin=task/none",
-            "SelectType=select/cons_tres",
-            "SelectTypeParameters=CR_CPU",
-            "SwitchType=switch/none",
-            "MpiDefault=none",
-            "PropagateResourceLimits=NONE",
-            "SlurmdParameters=config_overrides",
-            "ReturnToService=2",
-            "AccountingStorageType=accounting_storage/none",
-            "JobAcctGatherType=jobacct_gather/none",
-            "SchedulerType=sched/backfill",
-            "SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0",
-            "PreemptType=preempt/partition_prio",
-            "PreemptMode=REQUEUE",
-            "JobRequeue=1",
-            f"KillWait={self.kill_wait}",
-            f"MinJobAge={self.min_job_age}",
-            f"SlurmdTimeout={self.slurmd_timeout}",
-            "SlurmctldTimeout=20",
-            f"MessageTimeout={self.message_timeout}",
-            "InactiveLimit=0",
-            "CompleteWait=0",
-        ]
-        if self.user_signal:
-            lines.append("SlurmctldParameters=preempt_send_user_signal")
-        if self.gpus:
-            lines.append("GresTypes=gpu")
-        for node, port in zip(self.nodes, ports[1:], strict=True):
-            lines.append(
-                f"NodeName={node} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} "
-                f"CPUs={self.cpus} RealMemory=64000{gres} State=UNKNOWN"
-            )
-        common = "Nodes=ALL MaxTime=INFINITE State=UP"
-        lines += [
-            f"PartitionName=main Default=YES PriorityTier=1 PreemptMode=REQUEUE {common}",
-            f"PartitionName=grace PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 {common}",
-            f"PartitionName=cancel PriorityTier=1 PreemptMode=CANCEL {common}",
-            f"PartitionName=high PriorityTier=10 PreemptMode=OFF {common}",
-        ]
-        return "\n".join(lines) + "\n"
-
-
-# -- processes -------------------------------------------------------------------------------------
-
-
-def _all_pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def _namespace(pid: int) -> str:
-    """Which mount namespace a process is in; empty where there is no such process."""
-    try:
-        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
-    except OSError:
-        return ""
-
-
-def _environment(pid: int) -> set[bytes]:
-    try:
-        return set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    except OSError:
-        return set()
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text()
-    except OSError:
-        return ""
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
-def _descendants(roots: Sequence[int]) -> list[int]:
-    """All processes below `roots`, which are not part of the answer."""
-    parents = {pid: _parent(pid) for pid in _all_pids()}
-    found: list[int] = []
-    front = set(roots)
-    while front:
-        front = {pid for pid, parent in parents.items() if parent in front} - set(found)
-        found += sorted(front)
-    return found
-
-
-def _orders() -> Iterator[dict[str, Any]]:
-    """Orders from standard input, reaping children in between, until it closes."""
-    buffer = b""
-    while True:
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not select.select([0], [], [], 0.2)[0]:
-            continue
-        chunk = os.read(0, 65536)
-        if not chunk:
-            return
-        buffer += chunk
-        while b"\n" in buffer:
-            line, buffer = buffer.split(b"\n", 1)
-            yield json.loads(line)
-
-
-def supervise(root: Path) -> None:
-    """Start what is ordered; when standard input closes, kill all of it and remove `root`."""
-    ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    for order in _orders():
-        with Path(order["log"]).open("ab") as log:
-            child = subprocess.Popen(
-                order["argv"],
-                env=order["env"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=root,
-                start_new_session=True,
-            )
-        print(child.pid, flush=True)
-    deadline = time.monotonic() + 20
-    while (below := _descendants([os.getpid()])) and time.monotonic() < deadline:
-        for pid in below:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.02)
-    shutil.rmtree(root, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    supervise(Path(sys.argv[1]))
+        return f"AutoDetect=off\nName=gpu File={prefix}[0-{self.settings.gpus - 1}]\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_cluster import REPOSITORY, PrivateSlurm
+from tests.slurm_cluster import REPOSITORY, PrivateSlurm, missing_for_accounting
 
 pytestmark = pytest.mark.slurm
 
@@ -65,3 +65,45 @@ def test_a_node_that_was_killed_can_be_started_again(slurm: PrivateSlurm) -> Non
     slurm.heal()
     assert slurm.node_states() == {"n1": "idle", "n2": "idle"}
     assert os.environ.get("SLURM_CONF") is None
+
+
+def test_a_cluster_can_be_one_that_cancels_warns_forgets_and_keeps_accounts(
+    slurm: PrivateSlurm,
+) -> None:
+    if missing := missing_for_accounting():
+        pytest.skip(f"accounting needs: apt-get install {' '.join(missing)}")
+    wanted = {
+        "PreemptMode": "CANCEL",
+        "SlurmctldParameters": "preempt_send_user_signal",
+        "JobRequeue": "0",
+        "MinJobAge": "2 sec",
+        "KillWait": "7 sec",
+        "AccountingStorageType": "accounting_storage/slurmdbd",
+    }
+    with PrivateSlurm(
+        preempt_mode="CANCEL",
+        grace_seconds=5,
+        user_signal=True,
+        job_requeue=False,
+        min_job_age=2,
+        kill_wait=7,
+        accounting=True,
+    ) as other:
+        text = other.run("scontrol", "show", "config").stdout
+        shown = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        seen = {key.strip(): value.strip() for key, value in shown.items()}
+        assert {key: seen[key] for key in wanted} == wanted
+        assert "GraceTime=5" in other.run("scontrol", "show", "partition", "main").stdout
+        job = other.sbatch("--output=/dev/null", "--wrap=exit 3")
+        ask = ("sacct", "-n", "-X", "-P", "-j", job, "-o", "State,ExitCode")
+        other.wait_for(lambda: other.run(*ask).stdout.strip() == "FAILED|3:0", 60)
+        other.wait_for(lambda: other.job(job) == {}, 120)
+
+
+def test_a_controller_that_is_restarted_knows_its_jobs(slurm: PrivateSlurm) -> None:
+    job = slurm.sbatch("--output=/dev/null", "--wrap=sleep 600")
+    slurm.wait_for(lambda: slurm.job(job).get("JobState") == "RUNNING", 20)
+    slurm.stop_controller()
+    slurm.start_controller()
+    assert slurm.job(job)["JobState"] == "RUNNING"
+    slurm.heal()
