@@ -137,7 +137,7 @@ def hanging() -> Iterator[str]:
 def healthy(folder: Path) -> Iterator[str]:
     """A real MLflow server."""
     uri = server.default_uri(fsio.make_dir(folder))
-    with server.running(uri, port=server.free_port()) as one:
+    with server.running(uri, folder, port=server.free_port()) as one:
         yield one.url
 
 

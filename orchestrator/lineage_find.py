@@ -89,7 +89,7 @@ def _registered(store: Store, ancestry: Ancestry, text: str) -> Asked:
     """Only MLflow knows what name and alias stand for; the digest then leads into the store."""
     from orchestrator.interface import tracking_uri
     from tracking.artifacts import digest_of_model
-    from tracking.recorder import connect
+    from tracking.backend import connect
 
     newest = store.run_ids()[-1:]
     uri = tracking_uri(store, newest[0] if newest else None)

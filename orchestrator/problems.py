@@ -7,7 +7,7 @@ from cluster.contract import SchedulerError
 from cluster.snapshot import SnapshotError
 from orchestrator.errors import RecipeErrors
 from orchestrator.naming import UnknownName
-from tracking.recorder import TrackingError
+from tracking.backend import TrackingError
 
 FAILED = 1
 INVALID_INPUT = 2

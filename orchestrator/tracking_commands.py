@@ -20,21 +20,36 @@ def ui(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Else 5000, or the next free one.")
     ] = None,
+    host: Annotated[
+        str, typer.Option(help="Another address than this machine's own needs --auth and --cert.")
+    ] = "127.0.0.1",
+    auth: Annotated[bool, typer.Option("--auth", help="Ask for user and password.")] = False,
+    cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate (PEM), for https.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
+    allowed_hosts: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Further names by which it is reached.")
+    ] = "",
     store: StoreOption = None,
 ) -> int:
-    """Show the MLflow UI on this machine until Ctrl-C.
+    """Show the MLflow UI until Ctrl-C, to this machine alone.
 
     With an MLflow server (tracking.uri) it only says where that is.
     """
     from orchestrator.interface import bring_in, tracking_uri
     from orchestrator.naming import find_run
+    from tracking.access import Access, check
     from tracking.server import serve
 
+    names = tuple(name.strip() for name in allowed_hosts.split(",") if name.strip())
+    access = Access(host=host, auth=auth, cert=cert, key=key, hosts=names)
+    check(access)
     chosen = open_store(store)
     run_id = find_run(chosen, run) if run or chosen.run_ids() else None
     uri = tracking_uri(chosen, run_id)
     bring_in(chosen, uri)
-    return serve(uri, port=port, say=functools.partial(print, flush=True))
+    return serve(uri, chosen.root, access, port, say=functools.partial(print, flush=True))
 
 
 def sync(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
 from tracking import recorder
+from tracking.backend import TrackingError
 from tracking.redact import scrub
 
 if TYPE_CHECKING:
@@ -128,9 +129,9 @@ def digest_of_model(client: MlflowClient, uri: str) -> str:
         digest = client.get_logged_model(name).tags.get("sha256")
     except MlflowException as error:
         line = str(error).partition("\n")[0]
-        raise recorder.TrackingError(f"{uri}: {scrub(line)}") from error
+        raise TrackingError(f"{uri}: {scrub(line)}") from error
     if not digest:
-        raise recorder.TrackingError(f"{uri}: not an encoder that orchestrate delivered")
+        raise TrackingError(f"{uri}: not an encoder that orchestrate delivered")
     return str(digest)
 
 

@@ -196,7 +196,7 @@ class _Run:
 
     def _try(self, step: Callable[[], None]) -> bool:
         """Run a step that talks to the server; False, with a line in the log, if it could not."""
-        from tracking.recorder import delivery_errors
+        from tracking.backend import delivery_errors
 
         try:
             step()

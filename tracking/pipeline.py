@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
 from tracking import artifacts, lineage, recorder
+from tracking.backend import TrackingError, artifact_root
 from tracking.lease import Lease, describe_holder
 from tracking.lineage import Node
 from tracking.points import Point, metric_name
@@ -45,7 +46,8 @@ def ensure_parent(client: MlflowClient, target: Target) -> Parent:
         known = _recorded(client, target)
         if known is not None:
             return known
-        experiment_id = recorder.ensure_experiment(client, target.uri, target.experiment)
+        folder = artifact_root(target.uri, target.store_root)
+        experiment_id = recorder.ensure_experiment(client, target.experiment, folder)
         run = fsio.read_json_or_none(target.run_dir / "run.json") or {}
         run_id = recorder.ensure_run(
             client,
@@ -78,7 +80,7 @@ def _recorded(client: MlflowClient, target: Target) -> Parent | None:
 def _lease(run_dir: Path) -> Lease:
     lease = Lease.acquire(run_dir / _LEASE, patience_seconds=_PATIENCE_SECONDS)
     if lease is None:
-        raise recorder.TrackingError(
+        raise TrackingError(
             f"{run_dir}: {describe_holder(run_dir / _LEASE)} is busy with this run in MLflow; "
             f"it will be tried again"
         )

@@ -5,17 +5,12 @@ Every function may be repeated: what is there already is found by its tags and l
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote, urlsplit
 
 from cluster import fsio
-from tracking.filesystem import network_file_system
 from tracking.points import Point
 from tracking.redact import flatten, redacted, scrub
 
@@ -28,113 +23,26 @@ TAG_RUN = "orchestrate.run_id"
 TAG_KEY = "orchestrate.stage_key"
 TAG_ROLE = "orchestrate.role"
 TAG_ORIGIN = "orchestrate.origin"
-# One retry of 5 s: at its defaults, the client blocks for four minutes on a server that is gone.
-_CLIENT_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow reports its use to its makers; a compute node has no business on the internet.
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 _BATCH = 1000  # MLflow's limit for one request
 PARAM_LENGTH = 1000
 _TAG_LENGTH = 5000  # below the 8000 of MLflow; some databases take less
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
-class TrackingError(RuntimeError):
-    """The tracking server cannot be used as asked; the message says what to change."""
+def ensure_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    """Id of the experiment of that name, created (or restored from the bin) where needed.
 
-
-def delivery_errors() -> tuple[type[Exception], ...]:
-    """What MLflow raises when a server is away, slow or refuses; anything else is our fault."""
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (TrackingError, MlflowException, RequestException, SQLAlchemyError, OSError)
-
-
-def check_uri(uri: str) -> str:
-    """The URI if it names a server or a database.
-
-    Raises:
-        TrackingError: it names a folder (MLflow's file store) or something unknown.
+    Args:
+        client: the server or database.
+        name: of the experiment.
+        artifacts: folder for the files of its runs; None where the server has a place for them.
     """
-    scheme = urlsplit(uri).scheme
-    if scheme in ("http", "https") or scheme.partition("+")[0] in _DATABASES:
-        return uri
-    shown = scrub(uri)
-    if scheme in ("", "file"):
-        raise TrackingError(
-            f"tracking uri {shown!r} is a folder: MLflow has given its file store up and it loses "
-            f"data when several jobs write; use sqlite:///<folder>/mlflow.db on one machine or "
-            f"http://<host>:<port> of an MLflow server"
-        )
-    raise TrackingError(
-        f"tracking uri {shown!r}: expected http://, https://, sqlite:/// or postgresql://"
-    )
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a `sqlite:///` URI, None for every other kind."""
-    if not urlsplit(uri).scheme.startswith("sqlite"):
-        return None
-    return Path(unquote(uri.partition(":///")[2]).partition("?")[0]).absolute()
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client for that server; a SQLite file and its artifact folder are created private.
-
-    Raises:
-        TrackingError: the URI cannot be used.
-    """
-    check_uri(uri)
-    for name, value in _CLIENT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    database = sqlite_path(uri)
-    if database is not None:
-        prepare_sqlite(database)
-    from mlflow import MlflowClient
-
-    # Schema creation and retries are announced at INFO, in the middle of our own output.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
-
-
-def prepare_sqlite(database: Path) -> None:
-    """Create the file of an embedded store and its artifact folder, for this user alone."""
-    kind = network_file_system(database.parent)
-    if kind is not None:
-        logging.getLogger(__name__).warning(
-            "%s lies on a network file system (%s), where SQLite loses data when several machines "
-            "write: use an MLflow server (http://) or a store on a local disk",
-            database,
-            kind,
-        )
-    fsio.make_dir(database.parent)
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(database, os.O_CREAT | os.O_EXCL, fsio.PRIVATE_FILE))
-    fsio.make_dir(artifact_root(database))
-
-
-def artifact_root(database: Path) -> Path:
-    """Where the artifacts of an embedded store lie: beside its database."""
-    return database.parent / "mlartifacts"
-
-
-def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """Id of the experiment of that name, created (or restored from the bin) where needed."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        database = sqlite_path(uri)
         location = None
-        if database is not None:
-            folder = fsio.make_dir(artifact_root(database) / fsio.sha256_text(name)[:12])
-            location = folder.as_uri()
+        if artifacts is not None:
+            location = fsio.make_dir(artifacts / fsio.sha256_text(name)[:12]).as_uri()
         try:
             return str(
                 client.create_experiment(

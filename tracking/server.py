@@ -1,9 +1,8 @@
-"""Starts the MLflow UI for an embedded store, on this machine's loopback address only."""
+"""Starts the MLflow UI over a database: for this machine alone unless passwords guard it."""
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -13,11 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from cluster import fsio
+from tracking.access import LOOPBACK, Access, admin_password, check, prepare_users, tunnel
+from tracking.backend import (
+    TrackingError,
+    artifact_root,
+    check_driver,
+    check_uri,
+    is_server,
+    prepare_sqlite,
+    sqlite_path,
+)
 from tracking.filesystem import network_file_system
-from tracking.recorder import TrackingError, artifact_root, check_uri, prepare_sqlite, sqlite_path
 from tracking.redact import scrub
 
 DEFAULT_PORT = 5000
@@ -44,40 +51,49 @@ def default_uri(store_root: Path) -> str:
 
 def serve(
     uri: str,
-    host: str = "127.0.0.1",
+    folder: Path,
+    access: Access = LOOPBACK,
     port: int | None = None,
     *,
     say: Callable[[str], None] = print,
-    folder: Path | None = None,
 ) -> int:
     """Show the MLflow UI until Ctrl-C; for an `http://` server only says where it is.
 
     Args:
         uri: what `tracking.uri` names.
-        host: a loopback address.
+        folder: the store: takes the server's own output, its users and, unless the database is an
+            SQLite file with its artifacts beside it, the artifacts.
+        access: who may reach it.
         port: the port, by default 5000 or the next free one.
         say: prints a line for the user.
-        folder: where the server's own output goes and, unless the database is an SQLite file with
-            its artifacts beside it, the artifacts; by default the folder of that file.
 
     Raises:
-        TrackingError: the address is not a loopback one, the port is taken or the server dies.
+        TrackingError: others would reach it without passwords and TLS, the port is taken, the
+            database cannot be opened or the server dies.
     """
-    if urlsplit(check_uri(uri)).scheme in ("http", "https"):
+    if is_server(check_uri(uri)):
         say(f"MLflow UI: {scrub(uri)}")
         return 0
     for warning in warnings(uri):
         say(f"warning: {warning}")
-    with _terminated_as_interrupted(), running(uri, host, port, folder=folder) as server:
+    with _terminated_as_interrupted(), running(uri, folder, access, port) as server:
         say(f"MLflow UI: {server.url}/{RUNS_PAGE}")
         say(f"  store: {scrub(uri)}")
-        say(f"  from another computer: {tunnel(server.port)}, then open the same address there")
+        if access.auth:
+            say(f"  user admin, first password in {admin_password(_users(folder))}")
+        if access.loopback:
+            where = "on your own computer" if os.environ.get("SSH_CONNECTION") else "from elsewhere"
+            say(f"  {where}: {tunnel(server.port)}, then open the same address there")
         say("  Ctrl-C stops it")
         try:
             server.process.wait()
         except KeyboardInterrupt:
             return 0
         raise TrackingError(f"the MLflow server ended by itself:\n{_tail(server.log)}")
+
+
+def _users(folder: Path) -> Path:
+    return folder / "mlflow-users"
 
 
 @contextlib.contextmanager
@@ -94,11 +110,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, earlier, strict=True):
             signal.signal(number, handler)
-
-
-def tunnel(port: int) -> str:
-    """The command that brings the UI of this machine to a browser elsewhere."""
-    return f"ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}"
 
 
 def warnings(uri: str) -> list[str]:
@@ -120,32 +131,35 @@ def warnings(uri: str) -> list[str]:
 
 @contextlib.contextmanager
 def running(
-    uri: str, host: str = "127.0.0.1", port: int | None = None, *, folder: Path | None = None
+    uri: str,
+    folder: Path,
+    access: Access = LOOPBACK,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """An MLflow server over a database, stopped at the end.
 
     Raises:
         TrackingError: see `serve`.
     """
-    _check_loopback(host)
-    port = free_port(host, port)
+    check(access)
+    check_driver(uri)
+    port = free_port(access.host, port)
     database = sqlite_path(uri)
     if database is not None:
         prepare_sqlite(database)
-    folder = fsio.make_dir(folder or (database.parent if database else Path.cwd()))
-    log = folder / "mlflow-server.log"
-    artifacts = artifact_root(database) if database else folder / "mlartifacts"
+    log = fsio.make_dir(folder) / "mlflow-server.log"
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            _argv(host, port, artifacts),
-            env=_environment(uri),
+            _argv(uri, folder, access, port),
+            env={**_environment(uri), **(prepare_users(_users(folder)) if access.auth else {})},
             stdout=stream,
             stderr=stream,
             stdin=subprocess.DEVNULL,
             # Workers are stopped as a group, and Ctrl-C reaches us alone.
             start_new_session=True,
         )
-    server = Server(url=f"http://{_shown(host)}:{port}", port=port, log=log, process=process)
+    url = f"{access.scheme}://{access.near}:{port}"
+    server = Server(url=url, port=port, log=log, process=process)
     try:
         _await(server)
         yield server
@@ -153,13 +167,12 @@ def running(
         _stop(process)
 
 
-def _argv(host: str, port: int, artifacts: Path) -> list[str]:
-    names = ("localhost", "127.0.0.1", "[::1]")
-    hosts = ",".join([*names, *(f"{name}:*" for name in names)])
-    options = ["--host", host, "--port", str(port), "--workers", "1", "--allowed-hosts", hosts]
+def _argv(uri: str, folder: Path, access: Access, port: int) -> list[str]:
+    root = fsio.make_dir(artifact_root(uri, folder) or folder)
     return [
-        *(sys.executable, "-m", "mlflow", "server", *options),
-        *("--artifacts-destination", artifacts.as_uri()),
+        *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
+        *access.options(),
+        *("--artifacts-destination", root.as_uri()),
     ]
 
 
@@ -174,18 +187,6 @@ def _environment(uri: str) -> dict[str, str]:
     }
 
 
-def _check_loopback(host: str) -> None:
-    with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            return
-    raise TrackingError(
-        f"host {host!r} is not this machine's loopback address: the UI has no passwords and "
-        f"whoever reaches it can read and delete every run. Keep 127.0.0.1 and use a tunnel "
-        f"(ssh -N -L {DEFAULT_PORT}:127.0.0.1:{DEFAULT_PORT} {socket.gethostname()}), or run "
-        f"`mlflow server --app-name basic-auth` behind TLS and set tracking.uri to its address"
-    )
-
-
 def free_port(host: str = "127.0.0.1", port: int | None = None) -> int:
     """The port asked for, else 5000, else one that the system picks."""
     for candidate in (port,) if port is not None else (DEFAULT_PORT, 0):
@@ -198,19 +199,18 @@ def free_port(host: str = "127.0.0.1", port: int | None = None) -> int:
     raise TrackingError(f"port {port} is taken on {host}: choose another one or leave it out")
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _await(server: Server) -> None:
+    import ssl
     import urllib.error
     import urllib.request
 
+    own = ssl.create_default_context()
+    own.check_hostname, own.verify_mode = False, ssl.CERT_NONE  # its name is not that of loopback
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.process.poll() is None:
         with (
             contextlib.suppress(urllib.error.URLError, OSError),
-            urllib.request.urlopen(f"{server.url}/health", timeout=2),  # noqa: S310  (our own url)
+            urllib.request.urlopen(f"{server.url}/health", timeout=2, context=own),  # noqa: S310
         ):
             return
         time.sleep(0.1)

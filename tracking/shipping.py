@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
-from tracking import artifacts, recorder
+from tracking import artifacts, backend, recorder
 from tracking.lease import Lease
 from tracking.pipeline import Parent, ensure_parent
 from tracking.points import Extents, Point, Shipped, mark, points_of, select
@@ -94,7 +94,7 @@ class Shipment:
     def client(self) -> MlflowClient:
         """The client of an opened shipment."""
         if self._client is None:
-            self._client = recorder.connect(self.target.uri)
+            self._client = backend.connect(self.target.uri)
         return self._client
 
     @property

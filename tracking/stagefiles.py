@@ -34,6 +34,11 @@ class Target:
     code_version: str = ""
     offline: bool = False
 
+    @property
+    def store_root(self) -> Path:
+        """The store that the run lies in."""
+        return self.run_dir.parent.parent
+
 
 @dataclass(frozen=True, kw_only=True)
 class State:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from tracking import recorder
+from tracking import backend, recorder
 from tracking.closing import close
 from tracking.lease import Lease, describe_holder
 from tracking.pipeline import refresh_parent
@@ -143,7 +143,7 @@ def _problems(found: list[str]) -> Iterator[None]:
         yield
     except LeaseLostError as error:
         found.append(str(error))
-    except recorder.delivery_errors() as error:
+    except backend.delivery_errors() as error:
         line = scrub(str(error)).partition("\n")[0][:300]
         found.append(f"not delivered: {line}; `orchestrate sync` tries again")
 
@@ -179,7 +179,7 @@ def sync_run(
         return RunSync(run_id=run_id, tracked=False)
     away = list[str]()
     with _problems(away):
-        recorder.connect(target.uri).search_experiments(max_results=1)
+        backend.connect(target.uri).search_experiments(max_results=1)
     if away:  # said once, without a wait for each stage
         return RunSync(run_id=run_id, uri=scrub(target.uri), away=True, problem=away[0])
     known = states or {}
@@ -195,7 +195,7 @@ def sync_run(
     )
     status, url, problem = "", "", list[str]()
     with _problems(problem):
-        client = recorder.connect(target.uri)
+        client = backend.connect(target.uri)
         status = refresh_parent(client, target, states, pages)
         url = _url(run_dir)
     return RunSync(

@@ -126,7 +126,9 @@ def finished(slurm: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory) -> I
     clips = _list_of_clips(slurm)
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     run = make_command_line(slurm.shared / f"real-{os.urandom(3).hex()}", slurm.env)
-    with server.running(f"sqlite:///{database}", port=server.free_port()) as mlflow:
+    with server.running(
+        f"sqlite:///{database}", database.parent, port=server.free_port()
+    ) as mlflow:
         run("submit", *RECIPE, f"data.file={clips}", f"tracking.uri={mlflow.url}")
         _await_end(run)
         # A stage has succeeded before its job has told MLflow so.

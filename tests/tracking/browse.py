@@ -156,7 +156,7 @@ def main(argv: list[str]) -> int:
     from tracking import server
 
     store, run_id, folder = Path(argv[0]), argv[1], Path(argv[2])
-    with server.running(server.default_uri(store), port=server.free_port()) as running:
+    with server.running(server.default_uri(store), store, port=server.free_port()) as running:
         walk = walk_through(running.url, store, run_id, folder)
     print("\n".join(str(path) for path in walk.pictures.values()))
     return 0

@@ -13,7 +13,8 @@ from cluster.executors import EXECUTORS
 from orchestrator.cli import app
 from tests.orchestrator import fabricated
 from tests.orchestrator.fabricated import FakeExecutor
-from tracking import recorder, server
+from tests.tracking import postgres
+from tracking import backend, server
 
 Invoke = Callable[..., Result]
 
@@ -22,7 +23,7 @@ Invoke = Callable[..., Result]
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite store with MLflow's tables, whose creation takes two seconds."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    recorder.connect(f"sqlite:///{path}").search_experiments()
+    backend.connect(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -35,13 +36,38 @@ def sqlite_uri(tmp_path: Path, empty_database: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def postgres_databases() -> Iterator[Callable[[], str]]:
+    """Makes databases with MLflow's tables on a PostgreSQL of our own."""
+    if postgres.find_binaries() is None:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="needs psycopg: the extra `postgres`")
+    with postgres.running(_make_tables) as create:
+        yield create
+
+
+def _make_tables(uri: str) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    backend.connect(uri).search_experiments()
+    SqlAlchemyStore._engine_map[uri].dispose()  # a database in use cannot be copied
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_uri(request: pytest.FixtureRequest) -> str:
+    """An empty database of this test's own, of each kind in turn."""
+    if request.param == "sqlite":
+        return str(request.getfixturevalue("sqlite_uri"))
+    return str(request.getfixturevalue("postgres_databases")())
+
+
+@pytest.fixture(scope="session")
 def mlflow_server(
     tmp_path_factory: pytest.TempPathFactory, empty_database: Path
 ) -> Iterator[server.Server]:
     """A real MLflow server over HTTP."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_database, folder / "mlflow.db")
-    with server.running(server.default_uri(folder), port=server.free_port()) as running:
+    with server.running(server.default_uri(folder), folder, port=server.free_port()) as running:
         yield running
 
 

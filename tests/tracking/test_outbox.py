@@ -265,22 +265,35 @@ def test_a_server_that_is_ill_at_first_gets_every_point_once_when_it_is_well(
     assert len(client.search_runs([run.info.experiment_id], query)) == 2
 
 
-def test_two_outboxes_that_start_at_once_make_one_parent(
-    tmp_path: Path, mlflow_server: Server, start: Start
+def _new_place(request: pytest.FixtureRequest, kind: str) -> str:
+    """A database of either kind, or the server."""
+    if kind == "http":
+        return str(request.getfixturevalue("mlflow_server").url)
+    if kind == "sqlite":
+        return str(request.getfixturevalue("sqlite_uri"))
+    return str(request.getfixturevalue("postgres_databases")())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "http"])
+def test_two_stages_that_finish_at_once_make_one_parent_and_lose_nothing(
+    tmp_path: Path, request: pytest.FixtureRequest, start: Start, kind: str
 ) -> None:
-    uri = mlflow_server.url
+    uri = _new_place(request, kind)
     names = ["pretrain", "probe"]
     pipeline = make_pipeline(tmp_path / "store", f"run-{os.urandom(4).hex()}", uri, names)
     processes = []
     for stage in pipeline.stages.values():
         stage.start("s001r000")
-        stage.metrics("s001r000", range(3))
-        stage.result("s001r000", {}, {}, 2)
-        stage.end("s001r000", "succeeded", 2)
+        stage.metrics("s001r000", range(500))
+        stage.result("s001r000", {"top1": 0.5}, {}, 499)
+        stage.end("s001r000", "succeeded", 499)
     for stage in pipeline.stages.values():
         processes.append(start(stage))
     with ThreadPoolExecutor() as pool:
         assert all(pool.map(lambda process: process.finish(), processes))
+    for stage in pipeline.stages.values():
+        assert [one[:2] for one in _values(uri, stage)] == [(n, 10 / (n + 1)) for n in range(500)]
+        assert _run(uri, stage).data.metrics["top1"] == 0.5
     parents = {
         _run(uri, stage).data.tags["mlflow.parentRunId"] for stage in pipeline.stages.values()
     }

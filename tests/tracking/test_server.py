@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -12,22 +16,99 @@ from pathlib import Path
 
 import pytest
 
-from tracking import filesystem, server
-from tracking.recorder import TrackingError, check_uri, connect, sqlite_path
+from tracking import access, filesystem, server
+from tracking.access import Access
+from tracking.backend import TrackingError, check_uri, connect, sqlite_path
 from tracking.server import Server
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "login01.example.org"])  # noqa: S104
 def test_an_address_that_others_reach_is_refused_with_the_way_out(
-    host: str, sqlite_uri: str
+    host: str, tmp_path: Path, sqlite_uri: str
 ) -> None:
-    with pytest.raises(TrackingError, match=r"ssh -N -L .* basic-auth"):
-        server.serve(sqlite_uri, host)
+    with pytest.raises(TrackingError, match=r"ssh -N -L .* --auth --cert .* basic-auth"):
+        server.serve(sqlite_uri, tmp_path, Access(host=host))
+    with pytest.raises(TrackingError, match=r"over plain http, passwords can be read"):
+        server.serve(sqlite_uri, tmp_path, Access(host=host, auth=True))
 
 
-def test_for_a_server_elsewhere_its_address_is_said_without_its_password() -> None:
+def test_a_certificate_that_is_not_there_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"cert\.pem is not a file"):
+        access.check(Access(auth=True, cert=tmp_path / "cert.pem"))
+    (tmp_path / "key.pem").touch()
+    with pytest.raises(TrackingError, match="add --cert FILE"):
+        access.check(Access(key=tmp_path / "key.pem"))
+
+
+def test_passwords_without_what_checks_them_are_refused_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TrackingError, match=r"pip install 'mlflow\[auth\]'"):
+        access.check(Access(auth=True))
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("postgresql+psycopg://db/mlflow", r"'psycopg'.*orchestrate-video-ssl\[postgres\]"),
+        ("mysql+pymysql://db/mlflow", r"'pymysql'.*install a driver"),
+        ("postgresql+unheard://db/mlflow", "unheard"),
+    ],
+)
+def test_a_database_whose_driver_is_not_installed_is_said_with_what_to_install(
+    uri: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("psycopg", "pymysql"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(TrackingError, match=advice):
+        connect(uri)
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate that this machine signs for itself."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", f"/CN={socket.gethostname()}", "-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_with_passwords_and_tls_others_reach_it_who_have_a_password(
+    tmp_path: Path, sqlite_uri: str
+) -> None:
+    pytest.importorskip("flask_wtf", reason="needs MLflow's passwords: pip install mlflow[auth]")
+    cert, key = _certificate(tmp_path)
+    names = ("node17.example.org",)
+    guarded = Access(host="0.0.0.0", auth=True, cert=cert, key=key, hosts=names)  # noqa: S104
+    users = tmp_path / "store" / "mlflow-users"
+    with server.running(sqlite_uri, tmp_path / "store", guarded, server.free_port()) as running:
+        page = f"{running.url}/api/2.0/mlflow/experiments/get?experiment_id=0"
+        password = (users / "admin_password").read_text()
+        admin = "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+        assert running.url.startswith("https://127.0.0.1:")
+        assert _status(page) == 401
+        assert _status(page, Authorization="Basic YWRtaW46YWRtaW4=") == 401
+        assert _status(page, Authorization=admin) == 200
+        here = f"{socket.gethostname()}:{running.port}"
+        for name in (here, "node17.example.org", f"node17.example.org:{running.port}"):
+            assert _status(page, Authorization=admin, Host=name) == 200, name
+        assert _status(page, Authorization=admin, Host="other.example.org") == 403
+        listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True).stdout
+        assert password not in listed
+    for path in [users, *users.iterdir()]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_for_a_server_elsewhere_its_address_is_said_without_its_password(tmp_path: Path) -> None:
     said: list[str] = []
-    assert server.serve("https://ada:pw@mlflow.example.org", say=said.append) == 0
+    assert server.serve("https://ada:pw@mlflow.example.org", tmp_path, say=said.append) == 0
     assert said == ["MLflow UI: https://[hidden]@mlflow.example.org"]
 
 
@@ -39,7 +120,8 @@ def test_the_default_store_lies_in_the_store(tmp_path: Path) -> None:
 def _status(url: str, **headers: str) -> int:
     request = urllib.request.Request(url, headers=headers)  # noqa: S310  (our own server)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        context = ssl._create_unverified_context()  # noqa: S323  (our own certificate)
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -84,15 +166,19 @@ def test_a_server_that_dies_shows_its_last_words(tmp_path: Path) -> None:
     database.write_bytes(b"this is no database" * 100)
     with (
         pytest.raises(TrackingError, match=r"(?s)died.*file is not a database"),
-        server.running(f"sqlite:///{database}", port=server.free_port()),
+        server.running(f"sqlite:///{database}", tmp_path, port=server.free_port()),
     ):
         pass
 
 
 def test_ending_the_command_ends_the_server(tmp_path: Path, sqlite_uri: str) -> None:
-    code = f"from tracking import server; server.serve({sqlite_uri!r}, port={server.free_port()})"
+    code = (
+        "import sys; from pathlib import Path; from tracking import server;"
+        "server.serve(sys.argv[1], Path(sys.argv[2]), port=int(sys.argv[3]))"
+    )
+    words = [sqlite_uri, str(tmp_path / "store"), str(server.free_port())]
     command = subprocess.Popen(
-        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", code, *words], stdout=subprocess.PIPE, text=True
     )
     assert command.stdout is not None
     said = [command.stdout.readline() for _ in range(4)]

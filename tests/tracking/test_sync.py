@@ -59,18 +59,20 @@ def _logged(stage: Stage, key: str) -> list[tuple[int, float, int]]:
     ]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "http"])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "http"])
 def delivered(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     empty_database: Path,
 ) -> Delivered:
-    """The finished pipeline in an embedded store and on a server."""
+    """The finished pipeline in an embedded store, in PostgreSQL and on a server."""
     store = tmp_path_factory.mktemp(request.param) / "store"
     if request.param == "sqlite":
         store.mkdir(mode=0o700)
         (store / "mlflow.db").write_bytes(empty_database.read_bytes())
         uri = f"sqlite:///{store}/mlflow.db"
+    elif request.param == "postgresql":
+        uri = request.getfixturevalue("postgres_databases")()
     else:
         uri = request.getfixturevalue("mlflow_server").url
     pipeline = make_pipeline(store, f"demo-{request.param}", uri)
@@ -259,9 +261,9 @@ def _one(tmp_path: Path, uri: str, name: str = "pretrain") -> tuple[Pipeline, St
 
 
 def test_a_diverged_stage_shows_its_whole_curve_and_its_end(
-    tmp_path: Path, sqlite_uri: str
+    tmp_path: Path, database_uri: str
 ) -> None:
-    pipeline, stage = _one(tmp_path, sqlite_uri)
+    pipeline, stage = _one(tmp_path, database_uri)
     stage.start("s001r000")
     stage.metrics("s001r000", range(5), loss=lambda step: math.nan if step == 4 else 1.0)
     stage.checkpoint(2)
