@@ -13,9 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from recipes.data.loader import Batch
-from recipes.engine import distributed, fragments, full_weights, modes, optim, out_of_memory
+from recipes.engine import (
+    distributed,
+    fragments,
+    full_weights,
+    modes,
+    optim,
+    out_of_memory,
+    reduction,
+)
 from recipes.engine.config import TrainFields
 from recipes.engine.contract import Trainable
 from recipes.engine.ds_config import ds_config
@@ -39,30 +48,35 @@ def start(
     modes.prepare(model, config, world_size)
     with out_of_memory.explained(config, world_size):
         loss = _Loss(model).to(device)
+        whole = config.zero_stage == 0 and world_size > 1
+        module = reduction.overlapped(loss) if whole else loss
         optimizer = optim.build(groups, config.optimizer, config.batch_size)
-        raw, _, _, _ = deepspeed.initialize(model=loss, optimizer=optimizer, config=settings)
-    return Engine(raw, config, groups)
+        raw, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    return Engine(raw, loss, config, groups)
 
 
 class Engine:
     """One DeepSpeed engine, with the few calls the loop makes."""
 
-    def __init__(self, raw: Any, config: TrainFields, groups: Sequence[optim.ParamGroup]) -> None:
+    def __init__(
+        self, raw: Any, loss: _Loss, config: TrainFields, groups: Sequence[optim.ParamGroup]
+    ) -> None:
         self.raw = raw
-        self._config = config
+        self._loss, self._config = loss, config
         self._ratios = [group.lr_ratio for group in groups]
         self._scale = LossScale(config.loss_scale) if config.precision == "fp16" else None
         # In ZeRO 1 to 3 DeepSpeed's own scalers have the scaled gradient clipped, never hear of an
         # overflow and may grow between two groups of one step; see `ds_config`.
         raw.torch_autocast_z0_gradscaler = None
+        # In stage 0 see `reduction`; a rank that is alone would copy all gradients for nothing.
+        raw.enable_backward_allreduce = config.zero_stage > 0
         if config.zero_stage:
             raw.optimizer.torch_autocast_gradscaler = None
 
     @property
     def model(self) -> nn.Module:
         """The model, as the method built it."""
-        model: nn.Module = self.raw.module.model
-        return model
+        return self._loss.model
 
     @property
     def spans_ranks(self) -> bool:
@@ -84,12 +98,31 @@ class Engine:
         Raises:
             OutOfMemoryError: as every other call that computes.
         """
-        with self._explained():
+        with self._explained(), self._reduced_at_the_end():
             loss = self.raw(batch)
             if between is not None:
                 between()
             self.raw.backward(self._scaled(loss))
-        return loss.detach(), self.raw.module.metrics
+        return loss.detach(), self._loss.metrics
+
+    def announce_reduction(self, enter: Callable[[], Any], leave: Callable[[Any], Any]) -> None:
+        """Have `enter` called where a backward pass only waits for other ranks' gradients.
+
+        `leave` gets what that returned where the pass goes on.
+        """
+        if isinstance(self.raw.module, DistributedDataParallel):
+            reduction.announce(self.raw.module, enter)
+            return
+        reduce = self.raw.allreduce_gradients
+
+        def told(*arguments: Any, **options: Any) -> Any:
+            before = enter()
+            try:
+                return reduce(*arguments, **options)
+            finally:
+                leave(before)
+
+        self.raw.allreduce_gradients = told
 
     def end_micro_batch(self) -> None:
         """Count a micro-batch that is not the last of its step."""
@@ -172,6 +205,13 @@ class Engine:
         """
         if self._config.zero_stage == 3:
             full_weights.make_plain(self.model, self.raw.optimizer)
+
+    def _reduced_at_the_end(self) -> AbstractContextManager[None]:
+        """Gradients of micro-batches before a step's last stay with their ranks."""
+        module, last = self.raw.module, self.raw.is_gradient_accumulation_boundary()
+        if isinstance(module, DistributedDataParallel) and not last:
+            return module.no_sync()
+        return nullcontext()
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]

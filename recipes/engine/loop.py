@@ -33,7 +33,7 @@ from recipes.engine.profile import Profile
 from recipes.engine.records import Records
 from recipes.engine.resume import SaveError, Saver
 from recipes.engine.schedule import base_lr, lr_factor, total_steps
-from recipes.engine.settings import care_for_reduction, prepare_torch
+from recipes.engine.settings import prepare_torch
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +143,7 @@ class _Training:
         self._counted = False
         if loop is not None:
             self._load(loop)
-        care_for_reduction(
-            engine.raw, self._clock, alone=ctx.world_size == 1 and not config.zero_stage
-        )
+        engine.announce_reduction(lambda: self._clock.enter("communication"), self._clock.enter)
 
     def run(self) -> TrainOutcome:
         """Train to the end; see `train`."""
