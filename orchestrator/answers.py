@@ -57,7 +57,8 @@ def show_status(status: RunStatus, *, as_json: bool) -> None:
         from orchestrator.status import to_json
 
         return print_json(to_json(status))
-    from orchestrator.view import emit, status_view
+    from orchestrator.status_view import status_view
+    from orchestrator.view import emit
 
     return emit(status_view(status), sys.stdout)
 

@@ -8,32 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.contract import ExitCode, JobState
+from cluster.contract import JobState, Phase
+from orchestrator.endings import Failure, ending, failure_of
 from orchestrator.logs import find_logs
-from orchestrator.record import Attempt, StageRecord
+from orchestrator.pending import why_pending
+from orchestrator.record import StageRecord
 from orchestrator.store import Store, default_store
 
-_CAUSES = {
-    "configuration": "the configuration cannot run",
-    "input": "an input is missing or damaged",
-    "user_code": "error in the stage's code",
-    "out_of_memory": "out of memory",
-    "out_of_host_memory": "out of host memory",
-    "diverged": "the loss is not finite",
-    "hang": "a rank stopped making progress",
-    "communication": "a rank lost its peers",
-}
-_EXIT_CODES = {
-    ExitCode.CONFIGURATION: "configuration",
-    ExitCode.INPUT: "input",
-    ExitCode.USER_CODE: "user_code",
-    ExitCode.OUT_OF_MEMORY: "out_of_memory",
-    ExitCode.DIVERGED: "diverged",
-    ExitCode.HANG: "hang",
-    ExitCode.COMMUNICATION: "communication",
-}
-_SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV"}
-_SIGNALS |= {143: "SIGTERM"}
 _BECAME = {"failed": "failed", "cancelled": "was cancelled", "lost": "ended before it was done"}
 
 
@@ -59,17 +40,26 @@ class Commands:
         """Look at the run."""
         return self._line("status", self.run_id)
 
-    def cancel(self) -> str:
-        """Stop the run."""
-        return self._line("cancel", self.run_id)
+    def cancel(self, stage: str | None = None) -> str:
+        """Stop the run, or a stage and what depends on it."""
+        return self._line("cancel", f"{self.run_id}:{stage}" if stage else self.run_id)
 
     def ui(self) -> str:
         """Show the MLflow UI."""
         return self._line("ui")
 
-    def resume(self, stage: str | None = None) -> str:
-        """Continue the run, or one stage of it."""
-        return self._line("resume", self.run_id, *(["--stage", stage] if stage else []))
+    def resume(self, stage: str | None = None, *changes: str) -> str:
+        """Continue the run, or one stage of it, with changes such as `--hours 48`."""
+        only = ["--stage", stage] if stage else []
+        return self._line("resume", self.run_id, *only, *changes)
+
+    def retry(self, stage: str, *options: str) -> str:
+        """Try a stage again."""
+        return self._line("retry", f"{self.run_id}:{stage}", *options)
+
+    def why(self, stage: str | None = None) -> str:
+        """Explain a run, or one stage of it."""
+        return self._line("why", f"{self.run_id}:{stage}" if stage else self.run_id)
 
     def logs(self, stage: str, rank: int) -> str:
         """Show what one rank wrote."""
@@ -86,82 +76,15 @@ class Commands:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """Three lines for a person; `evidence` and `next` are empty where nothing is wrong."""
+    """Three lines for a person; `evidence` and `next` are empty where nothing is wrong.
+
+    `more` are the lines of an error behind its first, which is in `reason`.
+    """
 
     reason: str = ""
+    more: str = ""
     evidence: str = ""
     next: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """What ended an attempt for good, and where: the fields of the record that tells it best."""
-
-    cause: str
-    message: str
-    host: str = ""
-    rank: int | None = None
-
-    def __str__(self) -> str:
-        place = f" on {self.host}" if self.host else ""
-        place += f" rank {self.rank}" if self.rank is not None else ""
-        words = _CAUSES.get(self.cause, self.cause)
-        message = _printable(self.message.strip().partition("\n")[0])
-        if self.cause == "hang" and self.rank is not None:
-            return message  # a watchdog's, which names rank and host
-        return f"{words}{place}: {message}" if message else f"{words}{place}"
-
-
-def failure_of(attempt: Attempt) -> Failure:
-    """The record that names the cause: the first rank that failed by itself, not for lost peers."""
-    ranks = sorted(
-        attempt["failures"], key=lambda one: (one["cause"] == "communication", one["at"])
-    )
-    start, end, ended = attempt["start"] or {}, attempt["end"] or {}, attempt["exit"] or {}
-    if ranks and (vanished := _vanished(attempt)) is not None:
-        words = _exit_words(ended.get("exit_code"))
-        return Failure(cause=words, message="it left no record; others lost it", rank=vanished)
-    if ranks:
-        first = ranks[0]
-        return Failure(
-            cause=first["cause"], message=first["message"], host=first["host"], rank=first["rank"]
-        )
-    if end.get("outcome") == "failed":
-        return Failure(
-            cause=end["cause"], message=end["message"], host=start.get("host", ""), rank=0
-        )
-    code, reason = ended.get("exit_code"), str(ended.get("reason") or "")
-    host = str(start.get("host", ""))
-    if code in _EXIT_CODES:
-        return Failure(cause=_EXIT_CODES[code], message=reason, host=host)
-    return Failure(cause=_exit_words(code), message=reason, host=host)
-
-
-def _vanished(attempt: Attempt) -> int | None:
-    """The rank that all others lost, where it is the only one without a record of its own.
-
-    Its watchdog writes one where it outlives the rank, which SLURM does not always allow.
-    """
-    records = attempt["failures"]
-    ranks = set(range(int((attempt["start"] or {}).get("world_size", 0))))
-    silent = ranks - {record["rank"] for record in records}
-    lost = all(record["cause"] == "communication" for record in records)
-    killed = int((attempt["exit"] or {}).get("job_exit_code") or 0) > 128
-    return silent.pop() if lost and killed and len(silent) == 1 else None
-
-
-def ending(attempt: Attempt) -> str:
-    """How an attempt ended, in a few words, for the history of a stage that goes on."""
-    end, start, ended = attempt["end"] or {}, attempt["start"] or {}, attempt["exit"] or {}
-    host = f" on {start['host']}" if start.get("host") else ""
-    why = f" ({ended['reason']})" if ended.get("reason") else ""
-    if end.get("outcome") == "preempted":
-        return f"stopped{host}, saved at step {end['step']}{why}"
-    if end.get("outcome") == "failed" or attempt["failures"]:
-        return str(failure_of(attempt))
-    if ended:
-        return f"{_exit_words(ended.get('exit_code'))}{host}{why}"
-    return f"killed{host} without a record"
 
 
 def remedy(failure: Failure, record: StageRecord, commands: Commands) -> str:
@@ -171,23 +94,32 @@ def remedy(failure: Failure, record: StageRecord, commands: Commands) -> str:
     micro_batch = config.get("micro_batch")
     if failure.cause == "out_of_memory" and isinstance(micro_batch, int) and micro_batch > 1:
         return commands.submit(f"{spec}.micro_batch={micro_batch // 2}")
-    if failure.cause == "out_of_host_memory" and (change := _more_memory(record)):
-        return commands.submit(f"++{spec}.{change}")
+    if failure.cause == "out_of_host_memory":
+        return _with_more_memory(record, commands, spec) or commands.logs(stage, failure.rank or 0)
     rate = (config.get("optimizer") or {}).get("lr")
     if failure.cause == "diverged" and isinstance(rate, int | float):
         return commands.submit(f"{spec}.optimizer.lr={rate / 2:g}")
-    if failure.cause in ("hang", "communication", "killed", "input"):
+    if failure.cause == "time_limit" and (hours := _asked(record).get("hours")):
+        return commands.resume(_resumed(record), "--hours", f"{2 * hours:g}")
+    if failure.cause in ("hang", "communication", "killed", "input", "node_failure"):
         return commands.resume(_resumed(record))
     return commands.logs(stage, failure.rank or 0)
 
 
-def _more_memory(record: StageRecord) -> str | None:
-    """What to change for a stage that needs more of the host's memory; None if nothing is known."""
-    asked = (record.submission.resources if record.submission else {}).get("mem_gb")
+def _with_more_memory(record: StageRecord, commands: Commands, spec: str) -> str | None:
+    """A command for a stage that needs more of the host's memory; None if nothing is known."""
+    asked = _asked(record).get("mem_gb")
     workers = record.config.get("workers")
     if asked:
-        return f"resources.mem_gb={2 * asked:g}"
-    return f"workers={workers // 2}" if isinstance(workers, int) and workers > 1 else None
+        return commands.resume(_resumed(record), "--mem-gb", f"{2 * asked:g}")
+    if isinstance(workers, int) and workers > 1:
+        return commands.submit(f"++{spec}.workers={workers // 2}")
+    return None
+
+
+def _asked(record: StageRecord) -> Mapping[str, Any]:
+    """The resources its newest submission asked for."""
+    return record.submission.resources if record.submission else {}
 
 
 def explain(
@@ -202,16 +134,16 @@ def explain(
     if status == "blocked":
         return Told(reason="a job it depends on did not succeed", next=commands.resume())
     if status == "cancelled" and record.cancel is not None:
-        return Told(reason=_cancelled(record.cancel), next=commands.resume(_resumed(record)))
+        return Told(reason=_cancelled(record.cancel), next=commands.resume())
     if status == "lost":
-        return _lost(record, commands)
+        return _lost(record, state, commands)
     return Told(reason=_going_on(status, record, state, commands))
 
 
 def explain_blocked(name: str, status: str, upstream: Told) -> Told:
     """Why a stage cannot start: what became of the upstream stage `name`, or of that one's own."""
     reason = upstream.reason if status == "blocked" else f"{name} {_BECAME[status]}"
-    return Told(reason=reason, evidence=upstream.evidence, next=upstream.next)
+    return Told(reason=reason, more=upstream.more, evidence=upstream.evidence, next=upstream.next)
 
 
 def _resumed(record: StageRecord) -> str:
@@ -230,12 +162,13 @@ def _failed(record: StageRecord, commands: Commands) -> Told:
         reason += f" ({gave_up})"
     return Told(
         reason=reason,
+        more=failure.more,
         evidence=_evidence(record, failure.rank or 0),
         next=remedy(failure, record, commands),
     )
 
 
-def _lost(record: StageRecord, commands: Commands) -> Told:
+def _lost(record: StageRecord, state: JobState | None, commands: Commands) -> Told:
     attempt, submission = record.current, record.submission
     if attempt is not None:
         reason = f"{ending(attempt)}; nothing will start it again by itself"
@@ -243,6 +176,8 @@ def _lost(record: StageRecord, commands: Commands) -> Told:
         reason = "the scheduler refused the job"
     else:
         reason = "the job is gone and never started"
+    if state is not None and state.phase is Phase.GONE and state.reason.isupper():
+        reason += f"; scheduler: {state.reason}"  # it still remembers, for MinJobAge
     again = commands.resume(_resumed(record))
     return Told(reason=reason, evidence=_evidence(record, 0), next=again)
 
@@ -260,8 +195,10 @@ def _going_on(status: str, record: StageRecord, state: JobState | None, commands
         words.append(ending(record.current))
     if status == "running" and len(record.attempts) > 1:
         words.append(f"{ending(record.attempts[-2])}, then started again")
-    if status in ("waiting", "requeued") and state is not None and state.reason:
-        words.append(f"scheduler: {state.reason}")
+    # What its dependency waits for has a place of its own.
+    named = state is not None and state.reason == "Dependency" and record.plan["upstream"]
+    if status in ("waiting", "requeued") and state is not None and state.reason and not named:
+        words.append(why_pending(state.reason, state.start_at))
     return "; ".join(words)
 
 
@@ -282,15 +219,3 @@ def _cancelled(record: Mapping[str, Any]) -> str:
     """Who cancelled a stage, where and when (local time)."""
     at = datetime.datetime.fromtimestamp(float(record["at"])).astimezone()
     return f"by {record['user']} on {record['host']} at {at:%Y-%m-%d %H:%M}"
-
-
-def _printable(text: str) -> str:
-    """Text that cannot steer a terminal; it may come from a file name or a library's message."""
-    return "".join(char for char in text if char.isprintable())
-
-
-def _exit_words(code: int | None) -> str:
-    if code is None:
-        return "ended without an exit code"
-    signal = _SIGNALS.get(code)
-    return f"killed by {signal} (exit code {code})" if signal else f"exit code {code}"

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from orchestrator.decision import ACTIVE, Status, overall
 from orchestrator.groups import grouped, name_of
 from orchestrator.status import RunStatus, StageStatus
-from orchestrator.view import STYLES, group_details
+from orchestrator.status_view import group_details
+from orchestrator.view import STYLES
 
 Show = Callable[[RunStatus], None]
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from cluster.contract import Executor, JobHandle, JobState, Phase, SchedulerError
 from orchestrator.decision import ACTIVE, Facts, Last, Status, blocked_by, decide, overall
+from orchestrator.endings import Decided, decided, excluded_nodes
 from orchestrator.explain import Commands, Told, explain, explain_blocked
+from orchestrator.lost import lost_seconds
 from orchestrator.record import Attempt, StageRecord, read_records
 from orchestrator.store import SCHEMA_VERSION, Store
 
@@ -19,7 +21,9 @@ class StageStatus:
 
     `told` says why: a reason and, where something is wrong, the file that shows it and the command
     to run next. `after` names the stages it takes inputs from, `part_of` the stage whose work it
-    does a share of.
+    does a share of. `lost_seconds` is work that was done twice (see `orchestrator.lost`),
+    `start_at` when a waiting job is expected to start, `decision` what was decided at the end of
+    the newest attempt that ended, `excluded` the nodes that the next one will not get.
     """
 
     name: str
@@ -28,12 +32,16 @@ class StageStatus:
     key: str
     job_id: str | None = None
     attempts: int = 0
+    lost_seconds: float = 0.0
+    start_at: float | None = None
     progress: Mapping[str, Any] | None = None
     told: Told = field(default_factory=Told)
     after: tuple[str, ...] = ()
     folder: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     part_of: str | None = None
+    decision: Decided | None = None
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +185,7 @@ def _stage_status(
         status, cause = Status.BLOCKED, upstream[blocker]
         told = explain_blocked(blocker, cause.status, cause.told)
     result = record.result or {}
+    waits = state is not None and state.phase is Phase.PENDING
     return StageStatus(
         name=record.plan["name"],
         kind=record.plan["kind"],
@@ -184,13 +193,27 @@ def _stage_status(
         key=record.plan["key"],
         job_id=record.jobs[-1] if record.jobs else None,
         attempts=len(record.attempts),
+        lost_seconds=lost_seconds(
+            record.folder.metrics_file,
+            record.attempts,
+            alive=status is Status.RUNNING,
+            finished=status is Status.SUCCEEDED,
+        ),
+        start_at=state.start_at if state is not None and waits else None,
         progress=record.progress,
         told=told,
         after=tuple(upstream),
         folder=str(record.folder.path),
         metrics=result.get("metrics", {}),
         part_of=record.plan.get("part_of"),
+        decision=_last_decision(record.attempts),
+        excluded=excluded_nodes(record.attempts),
     )
+
+
+def _last_decision(attempts: Sequence[Attempt]) -> Decided | None:
+    found = (decided(attempt) for attempt in reversed(attempts))
+    return next((one for one in found if one is not None), None)
 
 
 def facts_of(record: StageRecord, state: JobState | None) -> Facts:
@@ -237,6 +260,7 @@ def to_json(run: RunStatus) -> dict[str, Any]:
                 **{name: value for name, value in asdict(stage).items() if name != "told"},
                 "status": str(stage.status),
                 "after": list(stage.after),
+                "excluded": list(stage.excluded),
                 **asdict(stage.told),
             }
             for stage in run.stages

@@ -1,10 +1,10 @@
-"""Tables of plans, submissions, runs and their status, as a person reads them on a terminal."""
+"""Tables of plans, submissions, runs and checks, as a person reads them on a terminal."""
 
 from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console, Group, RenderableType
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.decision import Status, overall
-from orchestrator.groups import collapsed, counted, grouped, name_of
+from orchestrator.groups import collapsed, grouped, name_of
 
 if TYPE_CHECKING:
     from cluster.contract import Resources
@@ -34,21 +34,7 @@ STYLES = {
     Status.CANCELLED: "magenta",
 }
 _UNBOUNDED_WIDTH = 10_000
-_MOST_TROUBLES = 3
 Cell: TypeAlias = str | Text
-
-
-_TELLING = (
-    "top1",
-    "R@1",
-    "top5",
-    "R@5",
-    "chance",
-    "train/loss",
-    "train/top1",
-    "excluded",
-    "listed",
-)
 
 
 def emit(view: RenderableType, stream: IO[str]) -> None:
@@ -121,98 +107,15 @@ def submitted_view(
     return Group(Text(head), table(columns, rows))
 
 
-def status_view(run: RunStatus) -> RenderableType:
-    """One screen: a line for each stage, then cause, evidence and next command of each trouble."""
-    when = _local(run.created_at)
-    head = Text(f"{run.run_id}  ").append_text(_status(run.status))
-    head.append(f"  {run.executor}  {run.user}@{run.host}  {when}")
-    rows: list[list[Cell]] = [
-        [
-            name_of(group),
-            _status(overall([stage.status for stage in group])),
-            jobs(group),
-            str(sum(stage.attempts for stage in group) or "-"),
-            group_details(group),
-        ]
-        for group in grouped(run.stages)
-    ]
-    parts: list[RenderableType] = [head]
-    if run.scheduler_error:
-        text = f"The scheduler was not asked, this is what the files say: {run.scheduler_error}"
-        parts.append(Text(text, style="yellow"))
-    parts.append(table(["stage", "status", "job", "attempts", "details"], rows))
-    for group in grouped(run.stages):
-        parts.extend(_troubles([stage for stage in group if _has_own_trouble(stage)]))
-    return Group(*parts)
-
-
 def runs_view(runs: Sequence[RunStatus]) -> RenderableType:
     """One line for each run: what became of it, and how many of its stages are finished."""
     rows: list[list[Cell]] = []
     for run in runs:
         groups = [overall(stage.status for stage in group) for group in grouped(run.stages)]
         stages = f"{groups.count(Status.SUCCEEDED)}/{len(groups)}"
-        started = _local(run.created_at)
-        rows.append([run.run_id, _status(run.status), stages, run.executor, run.user, started])
+        started = local_time(run.created_at)
+        rows.append([run.run_id, coloured(run.status), stages, run.executor, run.user, started])
     return table(["run", "status", "stages", "executor", "user", "started"], rows)
-
-
-def _troubles(stages: Sequence[StageStatus]) -> Iterator[Text]:
-    """The trouble of each, or of the first of many parts, which often have the same."""
-    for stage in stages[:_MOST_TROUBLES]:
-        yield trouble(stage)
-    if len(stages) > _MOST_TROUBLES:
-        rest = len(stages) - _MOST_TROUBLES
-        yield Text(f"{name_of(stages)}: {rest} more in trouble, which `status --json` lists")
-
-
-def trouble(stage: StageStatus) -> Text:
-    """One line of cause, one of evidence, one command."""
-    text = Text(no_wrap=True, overflow="ignore")
-    text.append(f"{stage.name} ").append_text(_status(stage.status))
-    text.append(f": {stage.told.reason}" if stage.told.reason else "")
-    if stage.told.evidence:
-        text.append(f"\n  see:  {stage.told.evidence}")
-    if stage.told.next:
-        text.append(f"\n  next: {stage.told.next}")
-    return text
-
-
-def details(stage: StageStatus) -> str:
-    """What a stage is doing, in one line: progress while it runs, else why it stands as it does."""
-    if stage.status is Status.SUCCEEDED:
-        return "  ".join([*_metrics(stage.metrics), stage.told.reason]).strip()
-    if stage.status is Status.WAITING:
-        after = f"after {names(stage.after)}" if stage.after else ""
-        return "  ".join(text for text in (after, stage.told.reason) if text)
-    if stage.status in (Status.RUNNING, Status.REQUEUED):
-        reason = f"({stage.told.reason})" if stage.told.reason else ""
-        return "  ".join(text for text in (progress_text(stage.progress), reason) if text)
-    return "" if _has_own_trouble(stage) else stage.told.reason
-
-
-def group_details(group: Sequence[StageStatus]) -> str:
-    """What a stage, or the parts of one together, are doing."""
-    if group[0].part_of is None:
-        return details(group[0])
-    count = f"{len(group)} parts: {counted(str(stage.status) for stage in group)}"
-    return "  ".join(text for text in (count, progress_text(_together(group))) if text)
-
-
-def _together(parts: Sequence[StageStatus]) -> Mapping[str, Any] | None:
-    """The progress of the parts as one: what is counted is added up, the last one ends it all."""
-    running = [stage.progress for stage in parts if stage.status is Status.RUNNING]
-    known = [progress for progress in running if progress]
-    if not known:
-        return None
-    reports = [stage.progress for stage in parts if stage.progress]
-    left = [one["seconds_left"] for one in known if one.get("seconds_left") is not None]
-    return {
-        "phase": known[0].get("phase"),
-        "step": sum(one.get("step") or 0 for one in reports),
-        "steps": sum(one.get("steps") or 0 for one in reports),
-        "seconds_left": max(left, default=None),
-    }
 
 
 def checks_view(checks: Sequence[Check]) -> RenderableType:
@@ -249,25 +152,6 @@ def _delivery(stage: StageSync) -> str:
         return "-"
     points = "1 point" if stage.points == 1 else f"{stage.points} points"
     return points if stage.delivered else "nothing new"
-
-
-def progress_text(progress: Mapping[str, Any] | None) -> str:
-    """How far, how well, how fast, how long still; what is not known is left out."""
-    if not progress:
-        return ""
-    parts = [str(progress.get("phase") or "")]
-    if progress.get("epochs"):
-        parts.append(f"epoch {progress.get('epoch') or 0}/{progress['epochs']}")
-    if progress.get("steps"):
-        parts.append(f"step {progress.get('step', 0)}/{progress['steps']}")
-    for name, form in (("loss", "loss {:.4g}"), ("clips_per_second", "{:.1f} clips/s")):
-        if progress.get(name) is not None:
-            parts.append(form.format(progress[name]))
-    if progress.get("seconds_left") is not None:
-        parts.append(f"{duration(progress['seconds_left'])} left")
-    if progress.get("data_wait_share") is not None:
-        parts.append(f"data wait {progress['data_wait_share']:.0%}")
-    return "  ".join(part for part in parts if part)
 
 
 def names(stages: Sequence[str], most: int = 3) -> str:
@@ -327,17 +211,8 @@ def _why(reason: str) -> str:
     return reason.partition(", after ")[0]
 
 
-def _metrics(metrics: Mapping[str, float]) -> list[str]:
-    """The figures a person looks for first; the rest is in the report and in MLflow."""
-    telling = [name for name in _TELLING if name in metrics][:3]
-    return [f"{name} {metrics[name]:.4g}" for name in telling or list(metrics)[:3]]
-
-
-def _has_own_trouble(stage: StageStatus) -> bool:
-    return stage.status in (Status.FAILED, Status.LOST, Status.CANCELLED)
-
-
-def _status(status: Status) -> Text:
+def coloured(status: Status) -> Text:
+    """A status in the colour it has everywhere."""
     return Text(str(status), style=STYLES.get(status, ""))
 
 
@@ -368,5 +243,6 @@ def _cost(plan: Plan) -> str:
     return f"{len(jobs)} {of}, no GPUs, up to {hours:g} CPU-hours"
 
 
-def _local(seconds: float) -> str:
+def local_time(seconds: float) -> str:
+    """Unix seconds as date and time of this machine."""
     return f"{datetime.datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M}"

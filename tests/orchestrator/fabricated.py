@@ -38,6 +38,7 @@ class FakeExecutor:
 
     phases: Mapping[str, Phase] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    starts: Mapping[str, float] = field(default_factory=dict)
     found: Mapping[str, JobHandle] = field(default_factory=dict)
     down: bool = False
     name: str = "fake"
@@ -51,6 +52,7 @@ class FakeExecutor:
             one: JobState(
                 phase=self.phases.get(one.job_id, Phase.GONE),
                 reason=self.reasons.get(one.job_id, ""),
+                start_at=self.starts.get(one.job_id),
             )
             for one in handles
         }

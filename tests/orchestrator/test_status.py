@@ -11,6 +11,7 @@ import pytest
 from cluster import fsio
 from cluster.contract import Phase
 from orchestrator.decision import Facts, Last, Status, blocked_by, decide
+from orchestrator.endings import Decided
 from orchestrator.status import RunStatus, StageStatus, read_status, status_from, to_json
 from orchestrator.store import Store
 from tests.orchestrator.fabricated import (
@@ -165,6 +166,7 @@ def test_the_rank_that_failed_first_by_itself_is_named_with_its_log(run: Fabrica
     log.write_text("CUDA out of memory\n")
     told = read(run)["pretrain"].told
     assert told.reason == "out of memory on n5 rank 5: CUDA out of memory"
+    assert told.more == "more"
     assert told.evidence == str(log)
     assert told.next == (
         "orchestrate submit recipes/demo.yaml seed=1 stages.pretrain.micro_batch=8"
@@ -174,10 +176,10 @@ def test_the_rank_that_failed_first_by_itself_is_named_with_its_log(run: Fabrica
 
 @pytest.mark.parametrize(
     ("workers", "mem_gb", "change"),
-    [(8, 64, "resources.mem_gb=128"), (8, None, "workers=4"), (1, None, None)],
+    [(8, 64, "--mem-gb 128"), (8, None, "++stages.pretrain.workers=4"), (1, None, "logs")],
 )
 def test_memory_of_the_host_is_told_apart_and_more_of_it_or_fewer_workers_advised(
-    run: FabricatedRun, workers: int, mem_gb: float | None, change: str | None
+    run: FabricatedRun, workers: int, mem_gb: float | None, change: str
 ) -> None:
     run.submitted("pretrain")
     stage = run.stage("pretrain")
@@ -191,7 +193,7 @@ def test_memory_of_the_host_is_told_apart_and_more_of_it_or_fewer_workers_advise
     run.started("pretrain", failure_rank1=killed, exit=ended)
     told = read(run)["pretrain"].told
     assert told.reason == "out of host memory on n1 rank 1: the kernel killed a process of it"
-    assert (f"++stages.pretrain.{change}" in told.next) if change else ("logs" in told.next)
+    assert change in told.next
 
 
 def test_a_killed_rank_is_named_before_those_who_lost_it_and_its_stage_is_no_failure(
@@ -313,11 +315,79 @@ def test_a_preempted_stage_says_where_it_was_and_what_it_waits_for(run: Fabricat
     executor = FakeExecutor(phases={job: PENDING}, reasons={job: "BeginTime"})
     stage = read(run, executor)["pretrain"]
     assert stage.status is Status.REQUEUED
-    assert stage.told.reason == "stopped on n14, saved at step 480; scheduler: BeginTime"
+    assert stage.told.reason == "stopped on n14, saved at step 480; may not start yet (BeginTime)"
     run.started("pretrain", "s001r001")
     stage = read(run, FakeExecutor(phases={job: RUNNING}))["pretrain"]
     assert (stage.status, stage.attempts) == (Status.RUNNING, 2)
     assert stage.told.reason == "stopped on n14, saved at step 480, then started again"
+
+
+def test_the_end_of_an_attempt_is_told_by_its_cause_and_shown_with_what_was_decided(
+    run: FabricatedRun,
+) -> None:
+    job = run.submitted("pretrain")
+    ended = {
+        "exit_code": 137,
+        "decision": "requeue",
+        "cause": "time_limit",
+        "policy": "counted",
+        "reason": "ranks were still saving",
+        "exclude": ["n7"],
+        "mem_gb": None,
+        "step": 10,
+    }
+    run.started("pretrain", exit=ended)
+    run.started("pretrain", "s001r001")
+    stage = read(run, FakeExecutor(phases={job: RUNNING}))["pretrain"]
+    assert stage.told.reason == (
+        "stopped at its time limit on n14 (ranks were still saving), then started again"
+    )
+    assert stage.decision == Decided(
+        attempt="s001r000",
+        action="requeue",
+        cause="time_limit",
+        policy="counted",
+        reason="ranks were still saving",
+        exclude=("n7",),
+    )
+    assert stage.excluded == ("n7",)
+
+
+def test_work_behind_the_last_commit_of_a_killed_attempt_is_lost(run: FabricatedRun) -> None:
+    """The first was killed 25 s behind step 20, the second saved, the third still runs."""
+    job = run.submitted("pretrain")
+    metrics = run.stage("pretrain").metrics_file
+    for attempt, step, at in ((0, 10, 110), (0, 20, 120), (0, 30, 130), (1, 30, 210), (1, 40, 220)):
+        line = {"step": step, "time": float(at), "attempt": f"s001r00{attempt}"}
+        fsio.append_json_line(metrics, {**line, "metrics": {"train/loss": 1.0}})
+    killed = {"exit_code": 137, "decision": "requeue", "step": 20, "finished_at": 145.0}
+    start = {"job_id": "1", "host": "n14", "restart": 0, "started_at": 100.0}
+    run.attempt("pretrain", "s001r000", start=start, exit=killed)
+    run.attempt("pretrain", "s001r001", start={**start, "started_at": 200.0}, end=PREEMPTED)
+    run.attempt("pretrain", "s001r002", start={**start, "started_at": 300.0})
+    assert read(run, FakeExecutor(phases={job: RUNNING}))["pretrain"].lost_seconds == 25.0
+
+
+def test_an_attempt_whose_node_took_its_record_lost_what_the_next_one_repeats(
+    run: FabricatedRun,
+) -> None:
+    job = run.submitted("pretrain")
+    metrics = run.stage("pretrain").metrics_file
+    for attempt, step, at in ((0, 10, 110), (0, 20, 120), (0, 30, 137), (1, 21, 210)):
+        line = {"step": step, "time": float(at), "attempt": f"s001r00{attempt}"}
+        fsio.append_json_line(metrics, {**line, "metrics": {}})
+    start = {"job_id": "1", "host": "n14", "restart": 0, "started_at": 100.0}
+    run.attempt("pretrain", "s001r000", start=start)
+    run.attempt("pretrain", "s001r001", start={**start, "started_at": 200.0})
+    assert read(run, FakeExecutor(phases={job: RUNNING}))["pretrain"].lost_seconds == 17.0
+
+
+def test_a_waiting_job_says_when_it_is_expected_to_start(run: FabricatedRun) -> None:
+    job = run.submitted("pretrain")
+    executor = FakeExecutor(phases={job: PENDING}, reasons={job: "Resources"}, starts={job: 5e9})
+    stage = read(run, executor)["pretrain"]
+    assert stage.start_at == 5e9
+    assert stage.told.reason.startswith("waits for free nodes (Resources), expected to start at 21")
 
 
 def test_a_job_that_vanished_without_a_record_is_lost_and_resume_is_offered(

@@ -12,20 +12,12 @@ import pytest
 from cluster import fsio
 from cluster.contract import Phase
 from orchestrator.decision import Status
+from orchestrator.endings import Decided
 from orchestrator.explain import Told
 from orchestrator.live import Lines, display, share
 from orchestrator.status import RunStatus, StageStatus, read_status
-from orchestrator.view import (
-    details,
-    duration,
-    emit,
-    names,
-    progress_text,
-    runs_view,
-    short_job,
-    status_view,
-    table,
-)
+from orchestrator.status_view import details, progress_text, status_view
+from orchestrator.view import duration, emit, names, runs_view, short_job, table
 from tests.orchestrator.fabricated import FAILED, FabricatedRun, FakeExecutor
 
 PROGRESS = {
@@ -116,8 +108,9 @@ def test_a_failed_run_shows_cause_evidence_and_the_next_command(run: FabricatedR
     assert lines[2].split() == ["pretrain", "failed", job, "1"]
     assert lines[3].split(maxsplit=4)[:2] == ["probe", "blocked"]
     assert lines[3].endswith("pretrain failed")
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "pretrain failed: error in the stage's code on n14 rank 0: KeyError: 'label'",
+        "    second line",
         f"  see:  {log}",
         "  next: orchestrate logs demo-0123abcd:pretrain --rank 0",
     ]
@@ -148,7 +141,7 @@ def test_a_running_stage_shows_progress_and_a_waiting_one_what_it_waits_for(
     phases = {first: Phase.RUNNING, second: Phase.PENDING}
     text = seen(run, FakeExecutor(phases=phases, reasons={second: "Dependency"}))
     assert "epoch 61/200  step 480/960" in text
-    assert "after pretrain  scheduler: Dependency" in text
+    assert "waiting  51   -         after pretrain\n" in text
 
 
 def test_an_unreachable_scheduler_is_said_above_the_table(run: FabricatedRun) -> None:
@@ -254,9 +247,53 @@ def test_the_parts_of_a_stage_are_one_line() -> None:
 
 def test_the_trouble_of_many_parts_fills_no_screen() -> None:
     text = shown(a_run(*some_parts(*[Status.FAILED] * 40, Status.SUCCEEDED)))
-    assert text.count("out of memory") == 3
-    assert "index-k400/part-002 failed: out of memory" in text
-    assert "index-k400/part-*: 37 more in trouble, which `status --json` lists" in text
+    assert text.count("out of memory") == 1
+    assert "index-k400/part-* failed: out of memory" in text
+    parts = some_parts(*[Status.FAILED] * 40)
+    different = [replace(part, told=Told(reason=f"of {part.name}")) for part in parts[:-1]]
+    text = shown(a_run(*different, parts[-1]))
+    assert "index-k400/part-002 failed: of index-k400/part-002\n" in text
+    assert text.endswith("\n37 more in trouble: orchestrate why x\n")
+
+
+def test_forty_broken_stages_and_two_hundred_parts_stay_readable() -> None:
+    cells = [
+        replace(
+            a_stage(Status.FAILED), name=f"finetune/{n}", told=Told(reason=f"{n}", next=f"see {n}")
+        )
+        for n in range(39)
+    ]
+    lines = shown(a_run(*some_parts(*[Status.RUNNING] * 200), *cells)).splitlines()
+    assert len(lines) == 2 + 2 + 39 + 5 * 2 + 1
+
+
+def test_stages_that_were_cancelled_together_are_told_together() -> None:
+    told = Told(reason="by bob", next="orchestrate resume x")
+    cancelled = [replace(a_stage(Status.CANCELLED), name=name, told=told) for name in ("a", "b")]
+    assert shown(a_run(*cancelled)).endswith(
+        "a, b cancelled: by bob\n  next: orchestrate resume x\n"
+    )
+
+
+def test_what_was_lost_decided_and_excluded_is_shown() -> None:
+    decision = Decided(
+        attempt="s001r002", action="stop", policy="counted", reason="3 attempts in a row"
+    )
+    failed = replace(a_stage(Status.FAILED), decision=decision, told=Told(reason="a rank hangs"))
+    waits = replace(
+        a_stage(Status.WAITING), name="probe", excluded=("n07",), lost_seconds=182, attempts=2
+    )
+    text = shown(a_run(failed, waits))
+    (line,) = [line for line in text.splitlines() if line.startswith("probe")]
+    assert line.split() == ["probe", "waiting", "2", "3:02", "without", "n07"]
+    assert "\n  policy: tried again while it gets on, but stopped (3 attempts in a row)\n" in text
+
+
+def test_an_error_of_many_lines_is_cut_on_the_screen() -> None:
+    told = Told(reason="it broke", more="\n".join(f"line {n}" for n in range(30)))
+    text = shown(a_run(replace(a_stage(Status.FAILED), told=told)))
+    assert "\n    line 7\n    ... 22 more lines\n" in text
+    assert "line 8" not in text
 
 
 def test_a_line_is_printed_when_the_parts_together_change() -> None:
