@@ -179,6 +179,11 @@ def _hours(text: str) -> float | None:
     return 24 * days + hours + minutes / 60 + seconds / 3600
 
 
+def send_signal(job_id: str, name: str) -> None:
+    """Send a signal to all ranks of a job and not to its batch script. Raises SchedulerError."""
+    _ask("scancel", f"--signal={name}", job_id)
+
+
 def _first_number(text: str) -> int | None:
     match = re.match(r"\s*(\d+)", text)
     return int(match.group(1)) if match else None

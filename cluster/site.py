@@ -18,6 +18,7 @@ class SiteProfile:
     Attributes:
         cluster: ClusterName of the controller.
         checked_at: unix seconds.
+        nodes: where the job ran.
         scontrol_on_nodes: whether a job can run scontrol and is answered.
         sbatch_on_nodes: whether a job may submit jobs.
         gpu_request: the spelling by which GPUs were given; None without GPUs.
@@ -27,6 +28,7 @@ class SiteProfile:
 
     cluster: str
     checked_at: float
+    nodes: tuple[str, ...] = ()
     scontrol_on_nodes: bool | None = None
     sbatch_on_nodes: bool | None = None
     gpu_request: Literal["gpus-per-node", "gpus-per-task", "gres"] | None = None
@@ -45,7 +47,8 @@ def read_profile(store: Path, cluster: str) -> SiteProfile | None:
     if raw is None:
         return None
     known = {field.name for field in fields(SiteProfile)}
-    return SiteProfile(**{name: value for name, value in raw.items() if name in known})
+    values = {name: value for name, value in raw.items() if name in known}
+    return SiteProfile(**{**values, "nodes": tuple(values.get("nodes", ()))})
 
 
 def write_profile(store: Path, profile: SiteProfile) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import tracking_commands
+from orchestrator import doctor_commands, tracking_commands
 from orchestrator.arguments import (
     DEBUG,
     Json,
@@ -291,18 +291,9 @@ command(
 )(tracking_commands.lineage)
 
 
-@command(app, "doctor", "doctor --store /scratch/runs --json")
-def doctor(as_json: Json = False, store: StoreOption = None) -> int:
-    """Look at what this machine has; changes nothing.
-
-    Packages, decoders, store, scheduler; the exit code is 3 if something cannot work.
-    """
-    from orchestrator import answers
-    from orchestrator.checkup import check_up
-
-    checks = check_up(open_store(store))
-    answers.show_checks(checks, as_json=as_json)
-    return 3 if any(check.state == "failed" for check in checks) else 0
+command(app, "doctor", "doctor --job --gpus 1", "doctor --job recipes/dpc_k400.yaml --json")(
+    doctor_commands.doctor
+)
 
 
 @command(app, "schema > recipe.schema.json", "schema -o .vscode/recipe.schema.json")
