@@ -22,6 +22,7 @@ class ExitCode:
     COMMUNICATION = 74  # a peer, device or file server was out of reach: not this rank's fault
     PREEMPTED = 75
     SUPERSEDED = 76  # a newer submission owns the stage: this job leaves before it works
+    CANCELLED = 77  # a person cancelled the stage, but its job came back: it leaves before it works
 
 
 class Phase(StrEnum):

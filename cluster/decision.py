@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from cluster.causes import (
+    FIRST_SIGNAL_CODE,
+    RULES,
+    Cause,
+    RankFailure,
+    Retry,
+    Root,
+    Rule,
+    root_cause,
+)
 from cluster.contract import ExitCode
+from cluster.exclusion import Placement, culprits
 
 MAX_STALLED_ATTEMPTS = 3
-
-_STOPPING = {
-    ExitCode.CONFIGURATION: "the configuration cannot run",
-    ExitCode.INPUT: "an input is missing or damaged",
-    ExitCode.USER_CODE: "the stage's code raised an error",
-    ExitCode.OUT_OF_MEMORY: "out of memory",
-    ExitCode.DIVERGED: "the loss is not finite",
-    ExitCode.SUPERSEDED: "a newer submission owns the stage",
-}
-_RETRIED = {
-    ExitCode.HANG: "a rank made no progress",
-    ExitCode.COMMUNICATION: "a rank lost its peers, its device or its files",
-    ExitCode.PREEMPTED: "asked to stop ahead of the time limit",
-}
-_FIRST_SIGNAL_CODE = 128  # a shell reports death by signal n as 128 + n
-_SLURM_OUT_OF_MEMORY = 128 + 125  # SIG_OOM of slurm_protocol_defs.h: state OUT_OF_MEMORY, 0:125
+MEMORY_FACTOR = 1.5
+MAX_MEMORY_RAISES = 2  # to 2.25 times what was asked for
+# What a stage did itself would come again, whatever was done to its job at the same time.
+_OWN_DOING: frozenset[Cause] = frozenset(
+    {
+        "out_of_memory",
+        "out_of_host_memory",
+        "diverged",
+        "configuration",
+        "input",
+        "user_code",
+        "superseded",
+        "cancelled",
+    }
+)
 _WITHOUT_RESULT = 1
 
 
@@ -37,22 +47,14 @@ class SchedulerView:
         requeued: the scheduler has already put it back into the queue by itself.
         preempted: it was preempted without being requeued (PreemptMode=CANCEL).
         time_limit: it reached its time limit.
+        lost_nodes: nodes of the job that are down or do not answer.
     """
 
     running: bool = True
     requeued: bool = False
     preempted: bool = False
     time_limit: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankFailure:
-    """What one rank recorded of its failure; `at` is unix seconds."""
-
-    rank: int
-    exit_code: int
-    cause: str
-    at: float
+    lost_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,15 @@ class PastAttempt:
 
     submission: int
     step: int
-    self_ended: bool
+    counted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The host's memory a node, in GB, that an attempt had, and how often it was raised for it."""
+
+    gb: float
+    raises: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,9 @@ class Ending:
         cancelled_by: who cancelled the stage; None if nobody did.
         interrupted: a person stopped the local executor.
         max_stalled: attempts in a row without a new checkpoint after which the stage stops.
+        rules: what is done about each cause.
+        placement: where the ranks were.
+        memory: None where the job asked for no amount, or nobody can give it more.
     """
 
     exit_code: int
@@ -89,13 +102,24 @@ class Ending:
     cancelled_by: str | None = None
     interrupted: bool = False
     max_stalled: int = MAX_STALLED_ATTEMPTS
+    rules: Mapping[Cause, Rule] = field(default_factory=lambda: RULES)
+    placement: Placement = field(default_factory=Placement)
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """`exit_code` is the root cause's; `self_ended` attempts count towards giving up.
+    """What happens now.
 
-    `ask` tells whether the scheduler has to be asked for a requeue.
+    Attributes:
+        exit_code: the root cause's.
+        self_ended: whether the attempt ended of its own making.
+        ask: whether the scheduler has to be asked for a requeue.
+        withdraw: whether a requeue that the scheduler made by itself has to be taken back.
+        cause: why the attempt ended; None where it finished.
+        policy: what the table says about that cause; `counted` attempts lead to giving up.
+        exclude: nodes that it was lost to and that another attempt should not get.
+        mem_gb: memory a node for another attempt; None leaves it.
     """
 
     action: Literal["finished", "requeue", "stop"]
@@ -103,11 +127,25 @@ class Decision:
     exit_code: int
     self_ended: bool = False
     ask: bool = False
+    withdraw: bool = False
+    cause: Cause | None = None
+    policy: Retry | None = None
+    exclude: tuple[str, ...] = ()
+    mem_gb: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Why an attempt ended, in the table's terms and in words."""
+
+    cause: Cause
+    exit_code: int
+    reason: str
+    self_ended: bool = True
 
 
 def decide(ending: Ending) -> Decision:
     """What to do with the job now."""
-    code = root_cause(ending.exit_code, ending.failures, agreed=ending.agreed)
     view = ending.scheduler
     if ending.succeeded:
         # A job that finished after it was told to end still counts as failed for its dependents:
@@ -115,75 +153,110 @@ def decide(ending: Ending) -> Decision:
         ask = not (view.running or view.requeued) and (view.preempted or view.time_limit)
         ask = ask and ending.cancelled_by is None
         return Decision(action="finished", reason="the result is there", exit_code=0, ask=ask)
-    if ending.cancelled_by is not None:
-        return _stop(code, f"cancelled by {ending.cancelled_by}")
-    if ending.interrupted:
-        return _stop(code, "interrupted")
-    if view.requeued:
+    root = root_cause(ending.exit_code, ending.failures, agreed=ending.agreed)
+    found = _by_a_person(ending, root) or _by_the_scheduler(view, root) or _by_itself(ending, root)
+    decision = _apply(ending.rules[found.cause], found, ending)
+    if decision.action == "stop":
+        return replace(decision, withdraw=view.requeued)
+    if ending.rules[found.cause].exclude_node:
+        blamed = culprits(found.cause, root, ending.failures, ending.placement, view.lost_nodes)
+        decision = replace(decision, exclude=blamed)
+    return replace(decision, ask=not view.requeued)
+
+
+def _by_a_person(ending: Ending, root: Root) -> _Found | None:
+    """A cancel wins over whatever else happened, also over a requeue that is made already."""
+    who = ending.cancelled_by
+    if who is None and not ending.interrupted:
+        return None
+    reason = "interrupted" if who is None else f"cancelled by {who}"
+    return _Found(cause="cancelled", exit_code=root.exit_code, reason=reason, self_ended=False)
+
+
+def _by_the_scheduler(view: SchedulerView, root: Root) -> _Found | None:
+    """What the scheduler did to the job; where it killed all of it, no rank could say a thing."""
+    if view.requeued and view.lost_nodes:
+        cause: Cause = "node_failure"
+        reason = f"{', '.join(view.lost_nodes)} failed, and the scheduler has requeued it"
+    elif view.requeued:
+        cause = "preempted"
         reason = "the scheduler has requeued it (preemption, node failure or by hand)"
-        return Decision(action="requeue", reason=reason, exit_code=code)
-    if not (view.running or view.preempted or view.time_limit):
-        return _stop(code, "cancelled through the scheduler")
-    if code == ExitCode.SUCCESS:
-        return _stop(_WITHOUT_RESULT, "all ranks ended without an error, but there is no result")
-    if code in _STOPPING:
-        return _stop(code, _STOPPING[code], self_ended=True)
-    if view.preempted:
-        return Decision(action="requeue", reason="preempted", exit_code=code, ask=True)
-    return _retry(ending, code)
-
-
-def _retry(ending: Ending, code: int) -> Decision:
-    """Continue after an end of the job's own making, unless it leads nowhere."""
-    if ending.scheduler.time_limit:
-        reason = "the time limit came before all ranks had saved"
-    elif code in _RETRIED:
-        reason = _RETRIED[code]
-    elif code > _FIRST_SIGNAL_CODE:
-        reason = f"a rank was killed by signal {code - _FIRST_SIGNAL_CODE}"
+    elif not (view.running or view.preempted or view.time_limit):
+        cause, reason = "cancelled", "cancelled through the scheduler"
+    elif view.preempted and root.cause not in _OWN_DOING and root.exit_code:
+        cause, reason = "preempted", "preempted"
     else:
-        return _stop(code, f"exit code {code}", self_ended=True)
+        return None
+    return _Found(cause=cause, exit_code=root.exit_code, reason=reason, self_ended=False)
+
+
+def _by_itself(ending: Ending, root: Root) -> _Found:
+    """The end of a job on which nobody acted, or whose time was over."""
+    view, code, cause = ending.scheduler, root.exit_code, root.cause
+    if code == ExitCode.SUCCESS:
+        reason = "all ranks ended without an error, but there is no result"
+        return _Found(cause="unknown", exit_code=_WITHOUT_RESULT, reason=reason, self_ended=False)
+    if view.time_limit and cause not in _OWN_DOING:
+        reason = "the time limit came before all ranks had saved"
+        return _Found(cause="time_limit", exit_code=code, reason=reason)
+    if view.lost_nodes and cause in ("communication", "killed"):
+        reason = f"{', '.join(view.lost_nodes)} failed"
+        return _Found(cause="node_failure", exit_code=code, reason=reason, self_ended=False)
+    reason = ending.rules[cause].words
+    if cause == "killed" and code > FIRST_SIGNAL_CODE:
+        reason = f"a rank was killed by signal {code - FIRST_SIGNAL_CODE}"
+    elif cause == "unknown":
+        reason = f"exit code {code}"
+    return _Found(cause=cause, exit_code=code, reason=reason, self_ended=cause != "cancelled")
+
+
+def _apply(rule: Rule, found: _Found, ending: Ending) -> Decision:
+    """What the table says, unless it leads nowhere."""
+    decision = Decision(
+        action="stop",
+        reason=found.reason,
+        exit_code=found.exit_code,
+        self_ended=found.self_ended,
+        cause=found.cause,
+        policy=rule.retry,
+    )
+    if rule.retry == "stop":
+        return decision
+    if rule.more_memory:
+        memory = _raised(ending.memory)
+        if memory is None:
+            return replace(decision, policy="stop", reason=_no_more(decision.reason, ending))
+        reason = f"{decision.reason}; {memory:g} GB a node next"
+        decision = replace(decision, mem_gb=memory, reason=reason)
     stalled = stalled_attempts(ending)
-    if stalled >= ending.max_stalled:
-        reason = f"{reason}; {stalled} attempts in a row without a new checkpoint"
-        return _stop(code, f"{reason} (step {ending.step})", self_ended=True)
-    return Decision(action="requeue", reason=reason, exit_code=code, self_ended=True, ask=True)
+    if rule.retry == "counted" and stalled >= ending.max_stalled:
+        reason = f"{found.reason}; {stalled} attempts in a row without a new checkpoint"
+        return replace(decision, reason=f"{reason} (step {ending.step})", mem_gb=None)
+    return replace(decision, action="requeue")
 
 
-def _stop(code: int, reason: str, *, self_ended: bool = False) -> Decision:
-    return Decision(action="stop", reason=reason, exit_code=code, self_ended=self_ended)
+def _raised(memory: Memory | None) -> float | None:
+    if memory is None or memory.raises >= MAX_MEMORY_RAISES:
+        return None
+    return round(memory.gb * MEMORY_FACTOR, 1)
 
 
-def root_cause(exit_code: int, failures: Sequence[RankFailure], *, agreed: bool = False) -> int:
-    """The exit code to decide on: of the first rank that failed by itself, not for want of a peer.
-
-    Without such a record the job's own code stands: a rank killed by a signal leaves none, and the
-    others' lost connections are its consequence. Where all had agreed to stop, the first to leave
-    makes srun end the others, some of which die of it on their way out: that is no crash.
-    """
-    consequences = {"communication", "killed"} if agreed else {"communication"}
-    causes = [failure for failure in failures if failure.cause not in consequences]
-    if causes:
-        return min(causes, key=lambda failure: failure.at).exit_code
-    if agreed and exit_code != ExitCode.SUCCESS:
-        return ExitCode.PREEMPTED
-    if exit_code == _SLURM_OUT_OF_MEMORY:
-        return ExitCode.OUT_OF_MEMORY
-    if failures and exit_code < _FIRST_SIGNAL_CODE:
-        return ExitCode.COMMUNICATION
-    return exit_code
+def _no_more(reason: str, ending: Ending) -> str:
+    if ending.memory is None:
+        return reason
+    return f"{reason} with {ending.memory.gb:g} GB a node, after {ending.memory.raises} raises"
 
 
 def stalled_attempts(ending: Ending) -> int:
-    """Self-ended attempts of this submission since the committed step last grew, this one included.
+    """Counted attempts of this submission since the committed step last grew, this one included.
 
     Preemptions and node failures do not count, and do not break the row either.
     """
-    now = PastAttempt(submission=ending.submission, step=ending.step, self_ended=True)
+    now = PastAttempt(submission=ending.submission, step=ending.step, counted=True)
     stalled = newest = 0
     for attempt in (*ending.history, now):
         if attempt.step > newest:
             stalled, newest = 0, attempt.step
-        elif attempt.self_ended and attempt.submission == ending.submission:
+        elif attempt.counted and attempt.submission == ending.submission:
             stalled += 1
     return stalled

@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.decision import (
-    Ending,
-    PastAttempt,
-    RankFailure,
-    SchedulerView,
-    decide,
-    root_cause,
-    stalled_attempts,
-)
+from cluster.causes import RankFailure, root_cause
+from cluster.decision import Ending, PastAttempt, SchedulerView, decide, stalled_attempts
 
 RUNNING = SchedulerView()
 REQUEUED = SchedulerView(running=False, requeued=True)
@@ -35,8 +28,8 @@ def failure(code: int, cause: str, at: float = 1.0, rank: int = 0) -> RankFailur
     return RankFailure(rank=rank, exit_code=code, cause=cause, at=at)
 
 
-def past(step: int, *, self_ended: bool = True, submission: int = 1) -> PastAttempt:
-    return PastAttempt(submission=submission, step=step, self_ended=self_ended)
+def past(step: int, *, counted: bool = True, submission: int = 1) -> PastAttempt:
+    return PastAttempt(submission=submission, step=step, counted=counted)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +122,7 @@ def test_a_new_checkpoint_starts_the_count_again() -> None:
 
 
 def test_preemptions_neither_count_nor_break_the_row() -> None:
-    never = tuple(past(10, self_ended=False) for _ in range(50))
+    never = tuple(past(10, counted=False) for _ in range(50))
     assert decide(ending(75, PREEMPTED, history=never)).action == "requeue"
     assert decide(ending(75, REQUEUED, history=never)).action == "requeue"
     assert stalled_attempts(ending(75, history=never)) == 1
@@ -148,14 +141,14 @@ def test_the_first_failure_that_is_not_for_want_of_a_peer_is_the_root_cause() ->
         failure(72, "diverged", at=3.0, rank=1),
         failure(70, "user_code", at=2.0, rank=2),
     )
-    assert root_cause(137, failures) == 70
+    assert root_cause(137, failures).exit_code == 70
     assert decide(ending(74, failures=failures)).action == "stop"
 
 
 def test_lost_peers_of_a_killed_rank_do_not_hide_the_kill() -> None:
     failures = (failure(74, "communication"),)
-    assert root_cause(137, failures) == 137
-    assert root_cause(1, failures) == 74
+    assert root_cause(137, failures).exit_code == 137
+    assert root_cause(1, failures).exit_code == 74
     assert decide(ending(137, failures=failures)).action == "requeue"
 
 
@@ -166,7 +159,7 @@ def test_success_without_a_result_does_not_end_as_success() -> None:
 
 
 def test_memory_that_slurm_ended_the_ranks_for_stops_the_stage() -> None:
-    assert root_cause(253, ()) == 71
+    assert root_cause(253, ()).exit_code == 71
     lost = failure(74, "communication")
     assert decide(ending(253, failures=(lost,))).action == "stop"
     killed = failure(71, "out_of_host_memory", at=2.0, rank=1)
@@ -184,5 +177,5 @@ def test_a_hang_that_a_watchdog_recorded_counts_not_the_signal_that_ended_the_ra
 
 def test_ranks_killed_on_their_way_out_of_an_agreed_stop_are_no_crash() -> None:
     killed = failure(137, "killed")
-    assert root_cause(137, (killed,), agreed=True) == 75
-    assert root_cause(137, (killed,)) == 137
+    assert root_cause(137, (killed,), agreed=True).exit_code == 75
+    assert root_cause(137, (killed,)).exit_code == 137

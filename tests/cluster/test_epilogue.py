@@ -13,7 +13,8 @@ import pytest
 
 from cluster import fsio
 from cluster.decision import Decision, SchedulerView
-from cluster.epilogue import exit_code, scheduler_view
+from cluster.epilogue import exit_code
+from cluster.evidence import scheduler_view
 from tests.cluster.bench import REPOSITORY
 
 HEAVY = ("torch", "numpy", "submitit", "pydantic", "mlflow", "yaml")
