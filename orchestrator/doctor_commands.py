@@ -34,7 +34,7 @@ def doctor(
     as_json: Json = False,
     store: StoreOption = None,
 ) -> int:
-    """Look at what this machine and its scheduler have; with --job at compute nodes as well.
+    """Look at what this machine has, and with --job at compute nodes.
 
     Packages, decoders, store, scheduler. The job looks at python, GPUs, the network between ranks,
     the shared file system, limits and more, and what it finds is kept for `submit` to use. The exit
