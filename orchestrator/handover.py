@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster import fsio
 from cluster.contract import ArrayRequest, Executor, JobHandle, Resources, SchedulerError
 from orchestrator.facts import live_handle
 from orchestrator.jobs import array_name, job_name, job_request
+from orchestrator.policy import bad_nodes, without
 from orchestrator.store import StageDir, Store, Submission
 
 
@@ -67,6 +68,8 @@ def hand_over(
         SchedulerError: a job was refused; what was submitted before it stays.
     """
     walk = _Walk(run=run, store=store, executor=executor)
+    avoided = bad_nodes(run["run_id"], store)
+    orders = [replace(one, resources=without(avoided, one.resources)) for one in orders]
     parts: dict[str, list[Order]] = {}
     for order in orders:
         parts.setdefault(order.part_of or "", []).append(order)

@@ -13,6 +13,7 @@ from orchestrator.errors import RecipeError, RecipeErrors
 from orchestrator.identity import canonical_json, code_digest, code_modules, stage_key
 from orchestrator.load import graph_of, load_recipe
 from orchestrator.planned import Action, ExternalStage, InputRef, Plan, PlannedStage, StageFacts
+from orchestrator.policy import combined
 from recipes.config import PARTS
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class _Planning:
             inputs=inputs,
             upstream=self.graph.upstream(name),
             resources=resources,
-            policy=spec.policy.model_dump(mode="json"),
+            policy=combined(spec.policy, self.recipe.cluster.policy),
             part_of=self.wholes.get(name),
             action="run",
             reason="",

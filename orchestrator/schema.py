@@ -20,6 +20,7 @@ from pydantic import (
 
 from cluster.contract import Resources
 from cluster.executors import EXECUTORS
+from orchestrator.policy import PolicySpec
 from orchestrator.source_map import SourceMap
 from recipes.catalog import STAGES, load
 from recipes.config import StageConfig, Strict
@@ -104,6 +105,7 @@ class ClusterSpec(Strict):
     executor: Annotated[str, AfterValidator(_known_executor)] = "local"
     resources: ResourcesSpec = ResourcesSpec()
     setup: tuple[Line, ...] = Field((), description="lines such as `module load cuda`")
+    policy: PolicySpec = Field(PolicySpec(), description="of all stages that say nothing else")
 
 
 class TrackingSpec(Strict):
@@ -118,16 +120,6 @@ class TrackingSpec(Strict):
     )
     uri: Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)] | None = None
     experiment: Line | None = Field(None, description="default: the recipe's name")
-
-
-class PolicySpec(Strict):
-    """When a stage is not started again by itself.
-
-    Attempts that end by themselves without a new committed step count; preemption and node failure
-    never do.
-    """
-
-    max_restarts_without_progress: Count = 3
 
 
 Reference = Annotated[str, Field(min_length=3)]

@@ -1,0 +1,96 @@
+"""What a recipe says of trying again, and the nodes that the attempts of a run were lost to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from cluster.causes import FINAL, Cause, Retry
+from cluster.contract import Resources
+from cluster.decision import MAX_STALLED_ATTEMPTS
+from orchestrator.store import StageDir, Store
+from recipes.config import Strict
+
+_MEMORY: Cause = "out_of_host_memory"
+
+
+class RuleSpec(Strict):
+    """What is done about one cause; what is left out, docs/retries.md says."""
+
+    retry: Retry | None = Field(
+        None, description="free: whenever it comes; counted: while steps are gained; stop: never"
+    )
+    exclude_node: bool | None = Field(
+        None, description="leave out the node it is due to, where one can be named"
+    )
+    more_memory: bool | None = Field(
+        None, description="try again with half as much memory again, twice at most; needs mem_gb"
+    )
+
+
+class PolicySpec(Strict):
+    """When a stage is started again by itself, by the cause that ended its last attempt.
+
+    Attempts that count and leave no new committed step stop the stage when there were so many in a
+    row; preemption and node failure do not count.
+    """
+
+    max_restarts_without_progress: Annotated[int, Field(ge=1)] = MAX_STALLED_ATTEMPTS
+    on: dict[Cause, RuleSpec] = Field({}, description="cause: {retry, exclude_node, more_memory}")
+
+    @field_validator("on")
+    @classmethod
+    def _possible(cls, on: dict[Cause, RuleSpec]) -> dict[Cause, RuleSpec]:
+        if final := sorted(FINAL & on.keys()):
+            raise ValueError(f"causes other than {final[0]!r}: what a person has said stands")
+        wrong = [cause for cause, rule in on.items() if rule.more_memory and cause != _MEMORY]
+        if wrong:
+            raise ValueError(f"more_memory for {_MEMORY} only, not for {wrong[0]}")
+        return on
+
+
+def combined(stage: PolicySpec, default: PolicySpec) -> dict[str, Any]:
+    """A stage's policy over that of the cluster, as plain JSON: what its submission records."""
+    own, general = (spec.model_dump(mode="json", exclude_unset=True) for spec in (stage, default))
+    on = {
+        cause: {**general.get("on", {}).get(cause, {}), **own.get("on", {}).get(cause, {})}
+        for cause in {**general.get("on", {}), **own.get("on", {})}
+    }
+    known = {"max_restarts_without_progress": MAX_STALLED_ATTEMPTS, **general, **own}
+    return {**known, "on": on}
+
+
+def bad_nodes(run_id: str, store: Store) -> tuple[str, ...]:
+    """Nodes that attempts of a run were lost to, in jobs that were submitted for this very run.
+
+    A stage that the run shares with others may have had attempts of theirs.
+    """
+    try:
+        entries = store.read_plan(run_id)["stages"]
+    except FileNotFoundError:
+        return ()
+    found: list[str] = []
+    for entry in entries:
+        stage = store.stage_dir(entry["kind"], entry["key"])
+        for attempt in stage.attempt_records():
+            nodes = (attempt["exit"] or {}).get("exclude") or ()
+            if nodes and _run_of(stage, str(attempt["id"])) == run_id:
+                found += nodes
+    return tuple(dict.fromkeys(found))
+
+
+def _run_of(stage: StageDir, attempt: str) -> str | None:
+    """The run for which an attempt was submitted; its id begins with the submission's number."""
+    number = attempt.removeprefix("s").partition("r")[0]
+    claim = stage.intent(int(number)) if number.isdigit() else None
+    return str(claim["run_id"]) if claim and "run_id" in claim else None
+
+
+def without(nodes: Sequence[str], resources: Resources) -> Resources:
+    """The same resources, but none of these nodes."""
+    named = [resources.exclude] if resources.exclude else []
+    fresh = [node for node in nodes if node not in (resources.exclude or "").split(",")]
+    return replace(resources, exclude=",".join([*named, *fresh])) if fresh else resources
