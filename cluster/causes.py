@@ -91,15 +91,17 @@ _SLURM_OUT_OF_MEMORY = 128 + 125  # SIG_OOM of slurm_protocol_defs.h: state OUT_
 
 
 def rules_of(policy: Mapping[str, Any]) -> dict[Cause, Rule]:
-    """The table with what a stage's policy says otherwise: `{"on": {"hang": {"retry": ...}}}`.
+    """The table with what a stage's policy says otherwise: `{"causes": {"hang": {"retry": ...}}}`.
 
     What the policy leaves out, or gives as None, stays; causes this version does not know are
     passed over, because a job that ends must always come to a decision.
     """
-    on = policy.get("on") or {}
+    causes = policy.get("causes") or {}
     rules = dict(RULES)
     for cause in CAUSES:
-        said = {name: value for name, value in (on.get(cause) or {}).items() if value is not None}
+        said = {
+            name: value for name, value in (causes.get(cause) or {}).items() if value is not None
+        }
         if said and cause not in FINAL:
             rules[cause] = replace(RULES[cause], **said)
     return rules

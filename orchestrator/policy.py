@@ -39,28 +39,30 @@ class PolicySpec(Strict):
     """
 
     max_restarts_without_progress: Annotated[int, Field(ge=1)] = MAX_STALLED_ATTEMPTS
-    on: dict[Cause, RuleSpec] = Field({}, description="cause: {retry, exclude_node, more_memory}")
+    causes: dict[Cause, RuleSpec] = Field(
+        {}, description="cause: {retry, exclude_node, more_memory}"
+    )
 
-    @field_validator("on")
+    @field_validator("causes")
     @classmethod
-    def _possible(cls, on: dict[Cause, RuleSpec]) -> dict[Cause, RuleSpec]:
-        if final := sorted(FINAL & on.keys()):
+    def _possible(cls, causes: dict[Cause, RuleSpec]) -> dict[Cause, RuleSpec]:
+        if final := sorted(FINAL & causes.keys()):
             raise ValueError(f"causes other than {final[0]!r}: what a person has said stands")
-        wrong = [cause for cause, rule in on.items() if rule.more_memory and cause != _MEMORY]
+        wrong = [cause for cause, rule in causes.items() if rule.more_memory and cause != _MEMORY]
         if wrong:
             raise ValueError(f"more_memory for {_MEMORY} only, not for {wrong[0]}")
-        return on
+        return causes
 
 
 def combined(stage: PolicySpec, default: PolicySpec) -> dict[str, Any]:
     """A stage's policy over that of the cluster, as plain JSON: what its submission records."""
     own, general = (spec.model_dump(mode="json", exclude_unset=True) for spec in (stage, default))
-    on = {
-        cause: {**general.get("on", {}).get(cause, {}), **own.get("on", {}).get(cause, {})}
-        for cause in {**general.get("on", {}), **own.get("on", {})}
+    below, above = general.get("causes", {}), own.get("causes", {})
+    causes = {
+        cause: {**below.get(cause, {}), **above.get(cause, {})} for cause in {**below, **above}
     }
     known = {"max_restarts_without_progress": MAX_STALLED_ATTEMPTS, **general, **own}
-    return {**known, "on": on}
+    return {**known, "causes": causes}
 
 
 def bad_nodes(run_id: str, store: Store) -> tuple[str, ...]:
