@@ -33,6 +33,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontr
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRIVATE_FOLDERS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108
 _SBIN = "/usr/sbin:/usr/local/sbin:/sbin"
+_given: set[int] = set()
 
 # Positional: hosts file, number of private folders, the folders, number of shared folders, the
 # folders, then the command. The shared folders are set aside before the private ones cover them.
@@ -75,9 +76,12 @@ def _free_ports(count: int) -> list[int]:
     port = 12000 + (os.getpid() * 37 + time.monotonic_ns() // 1000) % 7000
     while len(found) < count:
         port = port + 1 if port < 19999 else 12000
+        if port in _given:  # to a cluster of this process that may not listen yet
+            continue
         with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)
+    _given.update(found)
     return found
 
 
@@ -292,15 +296,15 @@ class PrivateSlurm:
         everything = ("-N", str(len(self.nodes)), "--exclusive", "--output=/dev/null")
         return self.sbatch("-p", "high", *everything, "-J", "preemptor", f"--wrap=sleep {seconds}")
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Poll `condition` ten times a second. Raises TimeoutError."""
+    def wait_for(self, condition: Callable[[], bool], seconds: float, every: float = 0.1) -> None:
+        """Poll `condition` every so many seconds. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"condition not met within {seconds} s; queue: {self._describe()}"
                 )
-            time.sleep(0.1)
+            time.sleep(every)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -327,6 +331,7 @@ class PrivateSlurm:
     def _shared_folders(self) -> list[Path]:
         """What of the covered folders a node must see all the same."""
         wanted = [self.root, REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)]
+        wanted += self.settings.shares
         covered = [p for p in wanted if any(p.is_relative_to(f) for f in PRIVATE_FOLDERS)]
         return [p for p in covered if not any(p != o and p.is_relative_to(o) for o in covered)]
 

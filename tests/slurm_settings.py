@@ -25,6 +25,7 @@ class Settings:
         cred_expire: seconds that a requeued job waits, less one; below 5 SLURM takes its default.
         slurmd_timeout: seconds after which a silent node counts as lost.
         message_timeout: seconds a client waits for the controller.
+        shares: folders that all nodes see besides the cluster's own.
     """
 
     num_nodes: int = 2
@@ -40,6 +41,7 @@ class Settings:
     cred_expire: int = 5
     slurmd_timeout: int = 20
     message_timeout: int = 10
+    shares: tuple[Path, ...] = ()
 
     @property
     def nodes(self) -> list[str]:
