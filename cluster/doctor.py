@@ -184,6 +184,11 @@ def send_signal(job_id: str, name: str) -> None:
     _ask("scancel", f"--signal={name}", job_id)
 
 
+def requeue(job_id: str) -> None:
+    """Have a running job ended and queued again, as preemption does. Raises SchedulerError."""
+    _ask("scontrol", "requeue", job_id)
+
+
 def _first_number(text: str) -> int | None:
     match = re.match(r"\s*(\d+)", text)
     return int(match.group(1)) if match else None

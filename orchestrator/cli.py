@@ -294,6 +294,9 @@ command(
 command(app, "doctor", "doctor --job --gpus 1", "doctor --job recipes/dpc_k400.yaml --json")(
     doctor_commands.doctor
 )
+command(app, "drill latest:pretrain --preempt", "drill quickstart-1a2b:pretrain --hang --yes")(
+    doctor_commands.drill
+)
 
 
 @command(app, "schema > recipe.schema.json", "schema -o .vscode/recipe.schema.json")

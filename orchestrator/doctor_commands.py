@@ -9,7 +9,8 @@ from typing import IO, Annotated
 
 import typer
 
-from orchestrator.arguments import Json, Overrides, StoreOption, open_store
+from orchestrator.arguments import Json, Overrides, StoreOption, Target, open_store
+from orchestrator.store import SCHEMA_VERSION
 
 
 def doctor(
@@ -66,6 +67,66 @@ def doctor(
             checks += examine(wish, chosen, say)
     answers.show_checks(checks, as_json=as_json)
     return 3 if any(check.state == "failed" for check in checks) else 0
+
+
+def drill(
+    target: Target,
+    preempt: Annotated[
+        bool, typer.Option("--preempt", help="Requeue its job, as a preemption does.")
+    ] = False,
+    timeout: Annotated[
+        bool, typer.Option("--timeout", help="Warn it as ahead of its time limit.")
+    ] = False,
+    kill_node: Annotated[
+        bool, typer.Option("--kill-node", help="Kill its ranks on one of its nodes.")
+    ] = False,
+    hang: Annotated[
+        bool, typer.Option("--hang", help="Stop one rank, so that the others wait for it.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")] = False,
+    patience: Annotated[
+        float, typer.Option(metavar="MINUTES", min=0.1, help="How long to wait for its return.")
+    ] = 60.0,
+    as_json: Json = False,
+    store: StoreOption = None,
+) -> int:
+    """Rehearse a fault on a running stage, and follow until it goes on.
+
+    It happens to the real job, as any user may do it, and costs what the fault costs. The report
+    says what was lost; the exit code is 1 if the stage did not come back. Ctrl-C ends the
+    following, not the stage.
+    """
+    from orchestrator import answers
+    from orchestrator.drill import Fault, describe, find_target, follow, inflict
+    from orchestrator.naming import UnknownName, find_stage
+    from orchestrator.naming import find_target as find_names
+    from orchestrator.submit import executor_for
+
+    chosen = open_store(store)
+    flags = {Fault.PREEMPT: preempt, Fault.TIMEOUT: timeout, Fault.KILL_NODE: kill_node}
+    wanted = [fault for fault, asked in {**flags, Fault.HANG: hang}.items() if asked]
+    if len(wanted) != 1:
+        names = ", ".join(f"--{fault}" for fault in Fault)
+        raise UnknownName(f"which fault? Name one of {names}")
+    run_id, named = find_names(chosen, target)
+    stage = named or find_stage(chosen, run_id, "")
+    executor = executor_for(chosen.read_run(run_id))
+    hit = find_target(run_id, stage, chosen, executor)
+    saved = f"its checkpoint is of step {hit.saved}" if hit.saved else "it has no checkpoint yet"
+    about = f"{run_id}:{stage} runs on {', '.join(hit.hosts)} at step {hit.step}; {saved}."
+    question = f"{about} This will {describe(wanted[0], hit)}."
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UnknownName(f"{question} Say --yes, because nobody can be asked here")
+        typer.confirm(f"{question} Do it?", abort=True, err=True)
+    did = inflict(wanted[0], hit)
+    with one_line(sys.stderr) as say:
+        report = follow(wanted[0], did, hit, chosen, executor, say, patience_seconds=60 * patience)
+    if as_json:
+        answers.print_json({"schema_version": SCHEMA_VERSION, **report.record()})
+    else:
+        print("\n".join(report.lines()))
+    return 0 if report.came_back else 1
 
 
 @contextlib.contextmanager
