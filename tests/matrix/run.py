@@ -60,15 +60,16 @@ _HEAD = """\
 
 Written by `make matrix`; do not edit. Each cell is a pipeline of four stages (pretraining on two
 nodes with two ranks each, then probe, finetuning and retrieval) on a private SLURM 22.05 of its own
-with three nodes, whose pretraining is hit in the middle. Nobody does anything then. It counts as
-**ok** if all stages succeed, with the metrics of the undisturbed run and the same weights bit by bit,
+with three nodes, whose pretraining is hit in the middle. Nobody does anything then. It has failed
+unless all stages succeed, with the metrics of the undisturbed run and the same weights bit by bit,
 no job and no process is left, no stage succeeded twice and no step before the last checkpoint was
 computed again.
 
 The number is what was lost, in seconds: from the last step whose work was kept to the first one
-behind it, thus work done again, the wait in the queue and the start. A requeued job waits 6 s here
-(`cred_expire=5`; 121 s with SLURM's default). Starts take {start} s of two busy cores, which is most
-of it. *User signal* is `preempt_send_user_signal` with a grace time of 10 s, *accounting* is slurmdbd.
+behind it, thus work done again, the wait in the queue and the start, which is most of it, as several
+cells share two cores. In brackets the attempts, where there were more than two. A requeued job
+waits 6 s here (`cred_expire=5`; 121 s with SLURM's default). *Signal* is a grace time of 10 s with
+`preempt_send_user_signal`, *accounting* is slurmdbd.
 """
 _NOTES = """
 - `scancel -s` sends USR2, with accounting TERM, to the ranks. A plain `scancel` is a user's own
@@ -83,10 +84,9 @@ _NOTES = """
 def page(lines: dict[str, Line]) -> str:
     """The table of the matrix and of the cells beside it, as Markdown."""
     known = [lines[cell.name] for cell in all_cells() if cell.name in lines]
-    start = "10 to 20"
     return "\n".join(
         [
-            _HEAD.format(start=start),
+            _HEAD,
             f"{len(known)} of {len(all_cells())} cells, {_ok(known)} ok. {_when(lines.values())}",
             "",
             *_table(lines),
@@ -143,7 +143,8 @@ def _told(line: Line | None) -> str:
         return "–"
     if line["problems"]:
         return "**failed**"
-    return f"{line['lost_seconds']:.0f}" + (f" ({line['attempts']})" * (line["attempts"] > 2))
+    attempts = f" ({line['attempts']})" if line["attempts"] > 2 else ""
+    return f"{line['lost_seconds']:.0f}{attempts}"
 
 
 # -- command -----------------------------------------------------------------------------------
