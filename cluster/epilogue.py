@@ -57,7 +57,7 @@ def _admitted(attempt: Attempt, seen: Seen, decision: Decision) -> Decision:
         decision.exclude,
         excluded=seen.excluded,
         by_recipe=seen.excluded_by_recipe,
-        partition_nodes=partition_size(seen.job),
+        partition_nodes=partition_size(seen.job.get("Partition")),
         job_nodes=int(seen.asked.get("nodes", 1)),
     )
     said = [f"without {', '.join(allowed)} from now on"] if allowed else []

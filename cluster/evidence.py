@@ -251,9 +251,18 @@ def lost_nodes(nodes: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def partition_size(job: Mapping[str, str]) -> int | None:
-    """How many nodes the partitions of a job have; None where that cannot be found out."""
-    if not job.get("Partition"):
-        return None
-    shown = ask("sinfo", "--noheader", "--partition", job["Partition"], "--Node", "--format=%N")
-    return len(set(shown.split())) or None if shown else None
+def partition_size(partitions: str | None) -> int | None:
+    """How many nodes there are in partitions (`a,b`); None where that cannot be found out.
+
+    Without a name it is the partition that jobs get which ask for none.
+    """
+    shown = ask("sinfo", "--noheader", "--Node", "--format=%N %P")
+    lines = [line.split() for line in (shown or "").splitlines()]
+    wanted = set((partitions or "").split(",")) - {""}
+    nodes = {
+        words[0]
+        for words in lines
+        if len(words) == 2
+        and (words[1].rstrip("*") in wanted if wanted else words[1].endswith("*"))
+    }
+    return len(nodes) or None

@@ -11,7 +11,7 @@ from cluster import fsio
 from cluster.contract import ArrayRequest, Executor, JobHandle, Resources, SchedulerError
 from orchestrator.facts import live_handle
 from orchestrator.jobs import array_name, job_name, job_request
-from orchestrator.policy import bad_nodes, without
+from orchestrator.policy import avoiding
 from orchestrator.store import StageDir, Store, Submission
 
 
@@ -68,8 +68,8 @@ def hand_over(
         SchedulerError: a job was refused; what was submitted before it stays.
     """
     walk = _Walk(run=run, store=store, executor=executor)
-    avoided = bad_nodes(run["run_id"], store)
-    orders = [replace(one, resources=without(avoided, one.resources)) for one in orders]
+    resources = avoiding(run["run_id"], store, [order.resources for order in orders])
+    orders = [replace(one, resources=own) for one, own in zip(orders, resources, strict=True)]
     parts: dict[str, list[Order]] = {}
     for order in orders:
         parts.setdefault(order.part_of or "", []).append(order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +23,73 @@ _CAUSES = {
     ExitCode.HANG: "hang",
     ExitCode.COMMUNICATION: "communication",
 }
+# How PyTorch, Gloo, NCCL and the kernel say that a peer or the way to it is gone; in small letters.
 _PEER_LOST = (
     "connection closed by peer",
+    "connection closed by remote peer",
     "connection reset by peer",
     "connection refused",
+    "connection timed out",
     "connectfullmesh failed",
     "broken pipe",
     "eaddrinuse",
     "address already in use",
-    "nccl error",
+    "no route to host",
+    "network is unreachable",
     "socket timeout",
+    "the client socket has timed out",
+    "application timeout caused pair closure",
+    "timed out waiting",
+    "failed to pass monitoredbarrier",
+    "nccl error",
+    "nccl communicator was aborted",
+    "ncclsystemerror",
+    "ncclremoteerror",
+    "ncclinternalerror",
+    "collective operation timeout",
+)
+# What CUDA and its driver say of a device that is broken, gone or never was there; see the errors
+# of cudaError_t. An illegal address or an assertion on the device is the code's fault.
+_DEVICE_LOST = (
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "nvlink error was detected",
+    "no cuda-capable device is detected",
+    "cuda-capable device(s) is/are busy or unavailable",
+    "all cuda-capable devices are busy or unavailable",
+    "no cuda gpus are available",
+    "found no nvidia driver",
+    "invalid device ordinal",
+    "system not yet initialized",
+    "system has unsupported display driver",
+    "hardware stack error",
+    "gpu is lost",
+    "fallen off the bus",
+    "unable to determine the device handle",
+    "cuda error: unknown error",
+    "cuda failure 'unknown error'",
+)
+# A file server that is away, or a network that is: another attempt may find it back.
+_OUT_OF_REACH = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.EREMOTEIO,
+        errno.ENOLINK,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    }
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one attempt ended on one rank; the fields of end.json."""
+    """How one attempt ended on one rank; the fields of end.json. Causes as in cluster.causes."""
 
     outcome: Literal["succeeded", "preempted", "failed"]
     exit_code: int
@@ -69,29 +121,51 @@ def classify(error: BaseException, step: int, *, oom_killed: bool = False) -> Ou
     message = str(error) or type(error).__name__
     if not isinstance(error, StageError):
         message = f"{type(error).__name__}: {message}"
-    cause = _CAUSES[code]
+    cause = _cause(error, code)
     if oom_killed and code in (ExitCode.USER_CODE, ExitCode.COMMUNICATION):
         code, cause = ExitCode.OUT_OF_MEMORY, "out_of_host_memory"
         message = f"{memory.killed_message()} ({message})"
-    elif isinstance(error, MemoryError):
-        cause = "out_of_host_memory"
     return Outcome(outcome="failed", exit_code=code, cause=cause, message=message, step=step)
 
 
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, StageError):
         return error.exit_code
-    names = {cls.__name__ for cls in type(error).__mro__}
-    text = str(error).lower()
+    names, text = _names(error), str(error).lower()
     if "ValidationError" in names:
         return ExitCode.CONFIGURATION
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+    if _of_the_host(error) or "OutOfMemoryError" in names or "cuda error: out of memory" in text:
         return ExitCode.OUT_OF_MEMORY
-    if "DistError" in names or "DistBackendError" in names:
+    if names & {"DistError", "DistBackendError"}:
         return ExitCode.COMMUNICATION
-    if isinstance(error, RuntimeError | OSError) and any(mark in text for mark in _PEER_LOST):
+    if isinstance(error, OSError) and error.errno in _OUT_OF_REACH:
+        return ExitCode.COMMUNICATION
+    marks = (*_PEER_LOST, *_DEVICE_LOST)
+    if isinstance(error, RuntimeError | OSError) and any(mark in text for mark in marks):
         return ExitCode.COMMUNICATION
     return ExitCode.USER_CODE
+
+
+def _cause(error: BaseException, code: int) -> str:
+    """The cause in the words of the table, finer than the exit code."""
+    text = str(error).lower()
+    if code == ExitCode.COMMUNICATION and (
+        "DeviceError" in _names(error) or any(mark in text for mark in _DEVICE_LOST)
+    ):
+        return "device"
+    if code == ExitCode.OUT_OF_MEMORY and any(map(_of_the_host, (error, error.__cause__))):
+        return "out_of_host_memory"
+    return _CAUSES[code]
+
+
+def _of_the_host(error: BaseException | None) -> bool:
+    no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or no_memory or "DefaultCPUAllocator" in str(error)
+
+
+def _names(error: BaseException) -> set[str]:
+    """Names of the error's classes: PyTorch's are known by them, without importing it."""
+    return {cls.__name__ for cls in type(error).__mro__}
 
 
 def write_result(

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator
 from cluster.causes import FINAL, Cause, Retry
 from cluster.contract import Resources
 from cluster.decision import MAX_STALLED_ATTEMPTS
+from cluster.evidence import hosts, partition_size
+from cluster.exclusion import admit
 from orchestrator.store import StageDir, Store
 from recipes.config import Strict
 
@@ -91,8 +93,35 @@ def _run_of(stage: StageDir, attempt: str) -> str | None:
     return str(claim["run_id"]) if claim and "run_id" in claim else None
 
 
-def without(nodes: Sequence[str], resources: Resources) -> Resources:
-    """The same resources, but none of these nodes."""
-    named = [resources.exclude] if resources.exclude else []
-    fresh = [node for node in nodes if node not in (resources.exclude or "").split(",")]
-    return replace(resources, exclude=",".join([*named, *fresh])) if fresh else resources
+def without(nodes: Sequence[str], resources: Resources, partition_nodes: int | None) -> Resources:
+    """The same resources, but none of these nodes, as far as the partition can do without them.
+
+    Args:
+        nodes: what `bad_nodes` found.
+        resources: of one job.
+        partition_nodes: how many nodes its partition has; None where nobody said.
+    """
+    named = resources.exclude
+    already = hosts(named or "")
+    allowed, _ = admit(
+        nodes,
+        excluded=already,
+        by_recipe=already,
+        partition_nodes=partition_nodes,
+        job_nodes=resources.nodes,
+    )
+    if not allowed:
+        return resources
+    return replace(resources, exclude=",".join([*([named] if named else []), *allowed]))
+
+
+def avoiding(run_id: str, store: Store, resources: Sequence[Resources]) -> list[Resources]:
+    """The resources of jobs of a run, without the nodes that it lost attempts to.
+
+    The scheduler is asked for the size of the partitions only where there are such nodes.
+    """
+    nodes = bad_nodes(run_id, store)
+    if not nodes:
+        return list(resources)
+    sizes = {name: partition_size(name) for name in {one.partition for one in resources}}
+    return [without(nodes, one, sizes[one.partition]) for one in resources]
