@@ -31,6 +31,7 @@ from cluster.ranks import (
     rank_environment,
     restart_count,
 )
+from cluster.unrecorded import record_lost
 from orchestrator.inputs import verify_inputs
 from orchestrator.notes import Notes
 from orchestrator.origin import origin_of
@@ -108,6 +109,13 @@ def _reason_to_leave(stage: StageDir, submission: int) -> tuple[int, str] | None
         )
     if stage.result() is not None:
         return ExitCode.SUCCESS, f"orchestrate: {stage.path.name} has its result already"
+    cancel = stage.cancelled()
+    if cancel is not None:  # a new submission would have removed it: the scheduler started this one
+        who = f"{cancel.get('user')} on {cancel.get('host')}"
+        return (
+            ExitCode.CANCELLED,
+            f"orchestrate: {stage.path.name} was cancelled by {who}; `orchestrate resume` goes on",
+        )
     return None
 
 
@@ -134,6 +142,7 @@ def _open_attempt(stage: StageDir, submission: int) -> Attempt:
     if attempt.main:
         for folder in (stage.outputs, stage.checkpoints, stage.scratch):
             fsio.make_dir(folder)
+        record_lost(stage.path, submission, attempt.restart)
         _record_start(attempt)
     return attempt
 
