@@ -18,7 +18,8 @@ from cluster.decision import Decision, Ending, decide
 from cluster.evidence import Attempt, Seen, ask, gather, history, partition_size, read
 from cluster.exclusion import admit
 from cluster.queue import own_job_id
-from cluster.transport import Changes, give_up, go_on
+from cluster.ranks import restart_base, restart_count
+from cluster.transport import Changes, change_in_place, give_up, go_on, origin_of
 
 _SCHEMA_VERSION = 1
 
@@ -74,15 +75,18 @@ def _act(attempt: Attempt, seen: Seen, decision: Decision) -> Decision:
     elif asked:
         decision = _keep_requeue(decision, earlier)
     _record(attempt, seen.ending, decision, asked=asked)
-    if attempt.job_id is None:
+    origin = origin_of(attempt.stage, attempt.submission, os.environ)
+    if attempt.job_id is None or origin is None:
         return decision
     if decision.withdraw:
         ask("scancel", attempt.job_id)
     if not decision.ask:
-        if decision.action != "requeue":
-            give_up(attempt.job_id)
+        if decision.action == "requeue":
+            change_in_place(origin, _changes(attempt, seen, decision))
+        else:
+            give_up(origin, failed=decision.action == "stop")
         return decision
-    refusal = go_on(attempt.job_id, _changes(attempt, seen, decision))
+    refusal = go_on(origin, _changes(attempt, seen, decision))
     if refusal is None:
         _record(attempt, seen.ending, decision, asked=True)
     elif decision.action == "requeue":
@@ -139,10 +143,14 @@ def exit_code(decision: Decision) -> int:
 
 def _attempt(stage: Path, submission: int, environ: Mapping[str, str]) -> Attempt:
     """The local executor counts restarts in a variable of its own and passes nothing of SLURM's."""
-    local = environ.get("ORCHESTRATE_RESTART_COUNT")
-    restart = local if local is not None else environ.get("SLURM_RESTART_COUNT") or "0"
-    job_id = own_job_id(environ) if local is None else None
-    return Attempt(stage=stage, submission=submission, restart=int(restart), job_id=job_id)
+    local = environ.get("ORCHESTRATE_RESTART_COUNT") is not None
+    return Attempt(
+        stage=stage,
+        submission=submission,
+        restart=restart_count(environ),
+        job_id=None if local else own_job_id(environ),
+        base=restart_base(environ),
+    )
 
 
 def _record(attempt: Attempt, ending: Ending, decision: Decision, *, asked: bool = False) -> None:

@@ -18,9 +18,8 @@ from cluster.contract import ExitCode
 from cluster.decision import MAX_STALLED_ATTEMPTS, Ending, Memory, PastAttempt, SchedulerView
 from cluster.exclusion import Placement
 from cluster.progress import committed_step
-from cluster.queue import parse_scontrol_job
 from cluster.ranks import RankError, expand_hosts
-from cluster.transport import scontrol
+from cluster.transport import job_fields
 
 ATTEMPT = re.compile(r"s(\d+)r(\d+)")
 _SCONTROL_TRIES = 3
@@ -30,12 +29,16 @@ _DOWN = ("down", "fail")  # how sinfo begins the state of a node that is lost; `
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """Which attempt of which stage just ended; `job_id` is None without SLURM."""
+    """Which attempt of which stage just ended; `job_id` is None without SLURM.
+
+    `restart` counts over all jobs of the submission, of which this one began with `base`.
+    """
 
     stage: Path
     submission: int
     restart: int
     job_id: str | None
+    base: int = 0
 
     @property
     def folder(self) -> Path:
@@ -195,15 +198,15 @@ def _placement(attempt: Attempt, asked: Mapping[str, Any]) -> Placement:
 
 
 def _job(attempt: Attempt) -> dict[str, str] | None:
-    """What scontrol shows of the job; empty without SLURM, None where nobody answered."""
+    """What SLURM shows of the job; empty without SLURM, None where nobody answered."""
     if attempt.job_id is None:
         return {}
     for _ in range(_SCONTROL_TRIES):
-        done = scontrol("-o", "show", "job", attempt.job_id)
-        if done.returncode == 0:
-            return parse_scontrol_job(done.stdout)
+        fields = job_fields(attempt.job_id)
+        if fields is not None:
+            return fields
         time.sleep(1.0)
-    print(f"orchestrate: scontrol show job: {done.stderr.strip()}", file=sys.stderr)
+    print("orchestrate: neither scontrol nor squeue tells of this job", file=sys.stderr)
     return None
 
 
@@ -215,9 +218,10 @@ def _view(
     if job is None:
         # A cancel cannot be told from a crash then; a requeue would be refused anyway.
         return SchedulerView(running=False)
-    view = scheduler_view(job, attempt.restart)
+    requeues = attempt.restart - attempt.base
+    view = scheduler_view(job, requeues)
     if view.requeued or code not in (ExitCode.SUCCESS, ExitCode.PREEMPTED):
-        view = scheduler_view(job, attempt.restart, lost_nodes(nodes))
+        view = scheduler_view(job, requeues, lost_nodes(nodes))
     return view
 
 

@@ -179,3 +179,49 @@ def parse_scontrol_config(text: str) -> dict[str, str]:
         if equals and key.strip():
             values[key.strip()] = value.strip()
     return values
+
+
+_DEPENDENCY = re.compile(r"([a-z]+):(\d+(?:_(?:\d+|\*))?)[^,?]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dependent:
+    """A pending job and what it waits for: kinds such as `afterany` and ids such as 7, 7_3, 7_*."""
+
+    job_id: str
+    on: tuple[tuple[str, str], ...]
+
+    def waits_for(self, job_id: str, kind: str | None = None) -> bool:
+        """Whether it waits for the job, or for all tasks of the array that the job is of."""
+        ids = {job_id, f"{job_id.partition('_')[0]}_*"}
+        return any(on in ids and kind in (None, how) for how, on in self.on)
+
+    def and_after(self, job_id: str) -> str:
+        """Its dependency as scontrol takes it, with the end of another job added."""
+        terms = [f"{how}:{on.removesuffix('_*')}" for how, on in self.on]
+        return ",".join([*terms, f"afterany:{job_id.partition('_')[0]}"])
+
+
+def parse_dependents(text: str) -> list[Dependent]:
+    """Read `squeue --noheader -O "JobArrayID:|,Dependency:|"`: jobs that wait for others.
+
+    A dependency is printed as `afterok:7_*(unfulfilled),afterany:9(unfulfilled)`; alternatives,
+    joined by `?`, and `singleton` are no conjunction of jobs and left out.
+    """
+    found = []
+    for line in text.splitlines():
+        job_id, _, rest = line.partition("|")
+        dependency = rest.removesuffix("|").strip()
+        terms = _DEPENDENCY.findall(dependency)
+        if terms and "?" not in dependency and "singleton" not in dependency:
+            found.append(Dependent(job_id=job_id.strip(), on=tuple(terms)))
+    return found
+
+
+def parse_job_fields(text: str) -> dict[str, str] | None:
+    """Read one line of `squeue -O "State:|,Reason:|,RestartCnt:|,PreemptTime:|"` under the names
+    of `scontrol show job`; None where there is none."""
+    values = [value.strip() for value in text.strip().split("|")]
+    if len(values) < 4:
+        return None
+    return dict(zip(("JobState", "Reason", "Restarts", "PreemptTime"), values, strict=False))

@@ -67,9 +67,19 @@ def rank_environment(environ: Mapping[str, str]) -> RankEnv:
 
 
 def restart_count(environ: Mapping[str, str]) -> int:
-    """Which attempt of its job this is: what SLURM, our local executor or torchrun counts."""
-    names = ("SLURM_RESTART_COUNT", "ORCHESTRATE_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-    return next((int(environ[name]) for name in names if environ.get(name)), 0)
+    """Which attempt of its submission this is: what SLURM, our local executor or torchrun counts,
+    behind the attempts of the jobs that this one is the successor of."""
+    local = environ.get("ORCHESTRATE_RESTART_COUNT")
+    if local:  # the local executor passes nothing of SLURM's on, but may run inside a job
+        return int(local)
+    names = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    own = next((int(environ[name]) for name in names if environ.get(name)), 0)
+    return restart_base(environ) + own
+
+
+def restart_base(environ: Mapping[str, str]) -> int:
+    """The number of the first attempt of this job; 0 unless it is another one's successor."""
+    return int(environ.get("ORCHESTRATE_RESTART_BASE") or 0)
 
 
 def check_world_size(ranks: RankEnv, resources: Mapping[str, Any]) -> None:

@@ -14,11 +14,11 @@ from submitit.slurm.slurm import SlurmExecutor as SubmititExecutor
 from submitit.slurm.slurm import _make_sbatch_string
 
 from cluster.contract import SchedulerError
+from cluster.inside import SLURM_CLIENT
 
 # What a site sets in everybody's shell to choose a default; everything else of sbatch's input
 # variables would silently win over the script, as these do where the recipe says otherwise.
 _SITE_DEFAULTS = ("ACCOUNT", "CONSTRAINT", "PARTITION", "QOS", "RESERVATION")
-_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_DEBUG_FLAGS"})
 
 
 class CommandSubmission(SubmititExecutor):  # type: ignore[misc]
@@ -56,6 +56,8 @@ class CommandSubmission(SubmititExecutor):  # type: ignore[misc]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             cause = error.__cause__
             code = getattr(cause, "returncode", "none")
+            for unused in Path(self.folder).glob(".submission_file_*.sh"):
+                unused.unlink(missing_ok=True)
             raise SchedulerError(f"sbatch: exit code {code}: {str(error).strip()}") from error
         script = Path(job.paths.submission_file)
         script.chmod(0o600)
@@ -81,7 +83,7 @@ class CommandSubmission(SubmititExecutor):  # type: ignore[misc]
     def _overrides(self, name: str) -> bool:
         """Whether a variable of the shell would change what the script says."""
         if name.startswith("SLURM_"):
-            return name not in _KEPT
+            return name not in SLURM_CLIENT
         if not name.startswith("SBATCH_"):
             return False
         option = name.removeprefix("SBATCH_")
