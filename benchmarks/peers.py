@@ -1,0 +1,275 @@
+"""The same chain of four stages by orchestrate and by five others, in good times and in bad.
+
+    python benchmarks/peers.py [--out benchmarks/results] [--envs FOLDER] [--only PEER ...]
+
+pretrain, then probe, finetune and retrieval; each runs `peer_chains/stage.py` for 3 s with one
+fake GPU, on a private SLURM of its own with two nodes for each tool and each case. The others are
+installed with pip, each into an environment of its own below `--envs` (a temporary folder without
+it), in the versions below; one that cannot be installed is said so. Ours runs a stage kind
+`script`, added to a copy of the sources as docs/extending.md says, so that all of it takes part:
+plan, claims, snapshot of the code, verified inputs, epilogue.
+
+Scheduler commands are counted by a folder of wrappers ahead in PATH, on the nodes too. All tools
+keep their defaults, and what a case does is the same for all; see `peer_cases.py`. Takes about
+twenty minutes on an idle machine, most of it Snakemake's polling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from peer_cases import CASES, Outcome, Setting
+
+from tests.slurm_cluster import PrivateSlurm, missing_for_accounting, missing_programs
+
+CHAINS = REPOSITORY / "benchmarks" / "peer_chains"
+COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun", "sinfo")
+CATALOG_LINE = (
+    '    "script": Entry(\n'
+    '        "recipes.stages.script.config:ScriptConfig", "recipes.stages.script.run:run"\n'
+    "    ),\n"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A tool, pinned.
+
+    Attributes:
+        name: also of its environment; its programs are first in PATH.
+        packages: for pip; none for ours.
+        submit: the command that submits the chain.
+        prepare: a command that sets the folder up.
+        child: submits the probe alone after the parent has failed; `{parent}` is its job id.
+        blocks: whether the command stays until the chain has ended.
+        note: what has to be known to make it work.
+    """
+
+    name: str
+    packages: tuple[str, ...] = ()
+    submit: tuple[str, ...]
+    prepare: tuple[str, ...] = ()
+    child: tuple[str, ...] = ()
+    blocks: bool = False
+    note: str = ""
+
+
+SNAKEMAKE = ("snakemake", "--executor", "slurm", "-j", "10", "--quiet", "all")
+PEERS = (
+    Peer(
+        name="orchestrate",
+        submit=("python", "-m", "orchestrator.cli", "submit", "chain.yaml"),
+        child=("python", "-m", "orchestrator.cli", "resume", "latest", "--stage", "probe"),
+        note="full records, code snapshot and input checks",
+    ),
+    Peer(
+        name="submitit",
+        packages=("submitit==1.5.4",),
+        submit=("python", "submitit_chain.py"),
+        child=("python", "submitit_chain.py", "probe", "{parent}"),
+        note="hand-written chain",
+    ),
+    Peer(
+        name="nemo-run",
+        packages=("nemo-run==0.11.1", "leptonai==0.26.6"),
+        submit=("python", "nemo_chain.py"),
+        note="fails at import without the older leptonai",
+    ),
+    Peer(name="dawgz", packages=("dawgz==2.7.0",), submit=("python", "dawgz_chain.py")),
+    Peer(
+        name="gwf",
+        packages=("gwf==1.7.2",),
+        prepare=("gwf", "config", "set", "backend", "slurm"),
+        submit=("gwf", "run"),
+        child=("gwf", "run", "probe"),
+    ),
+    Peer(
+        name="snakemake",
+        packages=("snakemake==9.27.1", "snakemake-executor-plugin-slurm==2.8.0"),
+        submit=SNAKEMAKE,
+        child=(*SNAKEMAKE[:-2], "--quiet", "all", "--", "probe.json"),
+        blocks=True,
+        note="with its SLURM plugin; stays alive",
+    ),
+)
+
+
+def install(peer: Peer, envs: Path) -> str:
+    """Make the tool's environment; why it cannot be, else nothing."""
+    place = envs / peer.name
+    if not peer.packages or (place / "installed").exists():
+        return ""
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    command = [place / "bin" / "pip", "install", "--quiet", *peer.packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return done.stderr.strip().splitlines()[-1]
+    (place / "installed").touch()
+    return ""
+
+
+def setting(peer: Peer, cluster: PrivateSlurm, envs: Path, folder: Path) -> Setting:
+    """A folder with the chain in it, and an environment that counts what is asked of SLURM."""
+    folder.mkdir()
+    for path in CHAINS.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    programs = Path(sys.executable).parent if not peer.packages else envs / peer.name / "bin"
+    shims = _shims(folder, cluster.env["PATH"])
+    home = folder / "home"
+    home.mkdir()
+    env = {
+        **cluster.env,
+        "PATH": f"{shims}:{programs}:{cluster.env['PATH']}",
+        "HOME": str(home),
+        "USER": "root",
+        "NEMORUN_HOME": str(home / "nemo"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+    }
+    if not peer.packages:
+        env |= _ours(folder)
+    made = Setting(
+        cluster=cluster,
+        folder=folder,
+        env=env,
+        submit=peer.submit,
+        child=peer.child,
+        blocks=peer.blocks,
+    )
+    made.set(seconds=3.0)
+    if peer.prepare:
+        subprocess.run(peer.prepare, cwd=folder, env=env, check=True, capture_output=True)
+    return made
+
+
+def _shims(folder: Path, path: str) -> Path:
+    """Programs that note their name and become the real ones."""
+    shims = folder / "shims"
+    shims.mkdir()
+    for name in COMMANDS:
+        real = shutil.which(name, path=path)
+        script = shims / name
+        script.write_text(
+            f'#!/bin/sh\necho {name} >> "{folder}/commands"\nexec {real} "$@"\n', encoding="utf-8"
+        )
+        script.chmod(0o755)
+    return shims
+
+
+def _ours(folder: Path) -> dict[str, str]:
+    """A copy of the sources with the stage kind `script`."""
+    source = folder / "source"
+    for package in ("orchestrator", "cluster", "tracking", "recipes"):
+        shutil.copytree(
+            REPOSITORY / package, source / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copytree(CHAINS / "ours", source / "recipes" / "stages" / "script")
+    catalog = source / "recipes" / "catalog.py"
+    text = catalog.read_text(encoding="utf-8")
+    head = "STAGES: dict[str, Entry] = {\n"
+    catalog.write_text(text.replace(head, head + CATALOG_LINE), encoding="utf-8")
+    recipe = folder / "chain.yaml"
+    script = str(folder / "stage.py")
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("STAGE", script), encoding="utf-8")
+    # Byte code is written once, as an installed package has it.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", source], check=False)
+    return {"PYTHONPATH": str(source), "ORCHESTRATE_STORE": str(folder / "store")}
+
+
+def run_case(
+    peer: Peer, case: Callable[[Setting], Outcome], settings: Mapping[str, object], envs: Path
+) -> Outcome:
+    """One tool in one case, on a cluster of its own."""
+    with PrivateSlurm(**settings, shares=(envs,)) as cluster:
+        return case(setting(peer, cluster, envs, cluster.shared / "chain"))
+
+
+# -- table -------------------------------------------------------------------------------------
+
+
+def table(peers: Sequence[Peer], results: Mapping[tuple[str, str], Outcome | str]) -> str:
+    """All results as Markdown."""
+    lines = [
+        "# The same chain by orchestrate and by others",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f},"
+        " SLURM 22.05.8, `python benchmarks/peers.py`. Four stages of 3 s, two after each other.",
+        "",
+        "| tool | submit returns | chain done | scheduler commands | |",
+        "|---|---|---|---|---|",
+    ]
+    for peer in peers:
+        happy = results.get((peer.name, "happy"), "not run")
+        version = ", ".join(peer.packages).replace("==", " ") or peer.name
+        lines.append(f"| {version} | {_times(happy, peer)} | {peer.note} |")
+    for name, case in CASES.items():
+        if not any(known == name for _, known in results):
+            continue
+        lines += ["", f"## {case.title}", "", case.text, ""]
+        for peer in peers:
+            outcome = results.get((peer.name, name), "not run")
+            told = outcome if isinstance(outcome, str) else outcome.told()
+            lines.append(f"- **{peer.name}**: {told}")
+    return "\n".join(lines) + "\n"
+
+
+def _times(outcome: Outcome | str, peer: Peer) -> str:
+    if isinstance(outcome, str):
+        return f"{outcome} | | "
+    returned = "stays" if peer.blocks else f"{outcome.submit_seconds:.2f} s"
+    counted = ", ".join(f"{n} {name}" for name, n in sorted(Counter(outcome.commands).items()))
+    done = f"{outcome.done_seconds:.1f} s" if outcome.done_seconds else "never"
+    return f"{returned} | {done} | {counted}"
+
+
+def main() -> int:
+    """Install, run all cases, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder for the table")
+    parser.add_argument("--envs", type=Path, help="folder of environments, kept")
+    parser.add_argument("--only", nargs="*", default=[peer.name for peer in PEERS])
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
+    options = parser.parse_args()
+    if missing := missing_programs() + missing_for_accounting():
+        print(f"missing: {', '.join(missing)}; see .ci/apt.sh", file=sys.stderr)
+        return 3
+    peers = [peer for peer in PEERS if peer.name in options.only]
+    results: dict[tuple[str, str], Outcome | str] = {}
+    with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
+        envs = (options.envs or Path(temporary)).absolute()
+        envs.mkdir(parents=True, exist_ok=True)
+        for peer in peers:
+            refusal = install(peer, envs)
+            for name in options.cases:
+                case = CASES[name]
+                result = (
+                    f"cannot be installed: {refusal}"
+                    if refusal
+                    else run_case(peer, case.run, case.settings, envs)
+                )
+                results[peer.name, name] = result
+                told = result if isinstance(result, str) else result.told()
+                print(f"{peer.name}, {name}: {told}", flush=True)
+    text = table(peers, results)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "peers.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
