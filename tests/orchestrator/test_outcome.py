@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from cluster.contract import ExitCode
 from orchestrator.outcome import classify
-from recipes.contract import ConfigurationError, DivergedError, InputError, Preempted
+from recipes.contract import (
+    ConfigurationError,
+    DivergedError,
+    InputError,
+    Preempted,
+    StageError,
+)
+from recipes.contract import OutOfMemoryError as StageOutOfMemoryError
 
 
 class OutOfMemoryError(RuntimeError):
@@ -15,6 +24,17 @@ class OutOfMemoryError(RuntimeError):
 
 class DistBackendError(RuntimeError):
     """Named as torch names it."""
+
+
+class DeviceError(StageError):
+    """Named as the engine names it."""
+
+    exit_code = ExitCode.COMMUNICATION
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -35,6 +55,79 @@ class DistBackendError(RuntimeError):
 def test_each_error_has_its_cause(error: BaseException, code: int, cause: str) -> None:
     outcome = classify(error, 3)
     assert (outcome.exit_code, outcome.cause, outcome.outcome) == (code, cause, "failed")
+
+
+# As the libraries print them: taken from their sources and from reports of users.
+GONE = [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:598] Connection closed by peer [10.1.3.1]:28",
+    "[pair.cc:535] Read error [10.1.3.122]:42916: Connection reset by peer",
+    "[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete",
+    "[Rank 0]: Ranks 1 failed to pass monitoredBarrier in 10000 ms",
+    "[pair.cc:157] Application timeout caused pair closure",
+    "NCCL error in: ProcessGroupNCCL.cpp:1333, unhandled system error (run with NCCL_DEBUG=INFO"
+    " for details), NCCL version 2.18.6\nncclSystemError: System call (e.g. socket, malloc) or"
+    " external library call failed or device error. \nLast error:\nsocketStartConnect: Connect to"
+    " 192.168.19.14<52822> failed : No route to host",
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting"
+    " prematurely.",
+    "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=ALLREDUCE)",
+    "The client socket has timed out after 300000ms while trying to connect to (n1, 29500).",
+]
+BROKEN = [
+    "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously",
+    "CUDA error: uncorrectable NVLink error detected during the execution",
+    "NCCL error in: x.cpp:1, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function"
+    " failed.\nLast error:\nCuda failure 'uncorrectable ECC error encountered'",
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU",
+    "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
+    "CUDA error: unknown error",
+]
+OF_THE_CODE = [
+    "CUDA error: device-side assert triggered",
+    "CUDA error: an illegal memory access was encountered",
+    "CUDA error: invalid configuration argument",
+    "cuDNN error: CUDNN_STATUS_BAD_PARAM",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "cause"),
+    [
+        *((text, ExitCode.COMMUNICATION, "communication") for text in GONE),
+        *((text, ExitCode.COMMUNICATION, "device") for text in BROKEN),
+        *((text, ExitCode.USER_CODE, "user_code") for text in OF_THE_CODE),
+        ("CUDA error: out of memory", ExitCode.OUT_OF_MEMORY, "out_of_memory"),
+    ],
+)
+def test_what_libraries_say_tells_peers_devices_and_code_apart(
+    text: str, code: int, cause: str
+) -> None:
+    outcome = classify(RuntimeError(text), 3)
+    assert (outcome.exit_code, outcome.cause) == (code, cause)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ESHUTDOWN, errno.ETIMEDOUT])
+def test_a_file_server_that_is_away_is_nobodys_fault(number: int) -> None:
+    outcome = classify(OSError(number, "gone", "/store/x"), 3)
+    assert (outcome.exit_code, outcome.cause) == (ExitCode.COMMUNICATION, "communication")
+    assert classify(OSError(errno.ENOSPC, "full", "/store/x"), 3).cause == "user_code"
+
+
+def test_memory_of_the_host_is_told_from_that_of_a_gpu() -> None:
+    host = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    for cause in (MemoryError(), OSError(errno.ENOMEM, "no memory"), RuntimeError(host)):
+        for error in (cause, caused(StageOutOfMemoryError("advice"), cause)):
+            outcome = classify(error, 3)
+            assert (outcome.exit_code, outcome.cause) == (71, "out_of_host_memory")
+    of_gpu = caused(StageOutOfMemoryError("advice"), OutOfMemoryError("CUDA out of memory"))
+    assert classify(of_gpu, 3).cause == "out_of_memory"
+
+
+def test_a_gpu_that_was_promised_and_is_absent_is_the_nodes_fault() -> None:
+    outcome = classify(DeviceError("rank 0 needs CUDA device 0 and sees 0"), 0)
+    assert (outcome.exit_code, outcome.cause) == (ExitCode.COMMUNICATION, "device")
 
 
 def test_a_preempted_stage_keeps_its_committed_step() -> None:
