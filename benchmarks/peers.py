@@ -28,13 +28,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from peer_cases import CASES, Outcome, Setting
 
 from tests.slurm_cluster import PrivateSlurm, missing_for_accounting, missing_programs
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CHAINS = REPOSITORY / "benchmarks" / "peer_chains"
 COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun", "sinfo")
 CATALOG_LINE = (
