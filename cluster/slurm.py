@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from cluster.contract import (
     SchedulerError,
 )
 from cluster.environment import passed_on
+from cluster.patience import Patience, answered, insist
 from cluster.queue import SQUEUE_FORMAT, QueuedJob, parse_scontrol_config, parse_squeue
 
 if TYPE_CHECKING:
@@ -28,25 +30,26 @@ if TYPE_CHECKING:
 
 _GONE = JobState(phase=Phase.GONE, reason="unknown to the scheduler")
 _UNKNOWN_JOB = "Invalid job id"
-_UNREACHABLE = ("timed out", "Unable to contact", "Connection refused", "Zero Bytes", "Socket")
 _TICK_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 10.0
 _PATIENCE_SECONDS = 600.0
+# What is known of the controller's clock without asking it about each job.
+_CLOCK_SECONDS = 2.0
 
 
 class SlurmExecutor:
-    """The SLURM back end (see `cluster.contract.Executor`). Holds nothing but a cached name.
+    """The SLURM back end (see `cluster.contract.Executor`). Holds only the site's configuration.
 
     Args:
-        ghost_patience_seconds: how long to look, after an sbatch that got no answer, for the job it
-            may have made all the same.
+        patience: how long a submission goes on where the controller does not answer.
     """
 
     name = "slurm"
 
-    def __init__(self, *, ghost_patience_seconds: float = 30.0) -> None:
-        self._ghost_patience_seconds = ghost_patience_seconds
+    def __init__(self, *, patience: Patience | None = None) -> None:
+        self._patience = patience or Patience(say=_to_stderr)
         self._config: dict[str, str] | None = None
+        self._clock_ahead_seconds = 0.0
 
     def submit(self, request: JobRequest) -> JobHandle:
         """Hand the job to sbatch.
@@ -59,7 +62,7 @@ class SlurmExecutor:
             self._check_own(handle)
         submission, command = self._prepare(request)
         fsio.make_dir(request.log_dir)
-        return self._handle(self._sbatch(submission, command, request.name))
+        return self._sbatch(submission, command, request.name)
 
     def submit_array(self, array: ArrayRequest) -> list[JobHandle]:
         """Hand all jobs to sbatch in one call, as a job array.
@@ -78,9 +81,7 @@ class SlurmExecutor:
         made = self._sbatch(submission, command, array.tasks[0].name)
         made_id = made.job_id.partition("_")[0]
         return [
-            replace(
-                self._handle(made), job_id=f"{made_id}_{task.task}", array_size=len(array.tasks)
-            )
+            replace(made, job_id=f"{made_id}_{task.task}", array_size=len(array.tasks))
             for task in array.tasks
         ]
 
@@ -102,9 +103,13 @@ class SlurmExecutor:
             return {}
         for handle in handles:
             self._check_own(handle)
-        jobs = ",".join(sorted({handle.job_id.partition("_")[0] for handle in handles}))
-        known = {job.job_id: job for job in self._squeue("--jobs", jobs)}
-        return {handle: _state_of(handle, known.get(handle.job_id)) for handle in handles}
+        pairs = {handle: _pair(handle) for handle in handles}
+        ids = {one.job_id.partition("_")[0] for pair in pairs.values() for one in pair}
+        known = {job.job_id: job for job in self._squeue("--jobs", ",".join(sorted(ids)))}
+        return {
+            handle: _most_alive([_state_of(one, known.get(one.job_id)) for one in pair])
+            for handle, pair in pairs.items()
+        }
 
     def find(self, name: str, task: int | None = None) -> JobHandle | None:
         """The newest job of ours with that name that waits or runs. Raises SchedulerError."""
@@ -118,8 +123,8 @@ class SlurmExecutor:
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         """scancel those that still wait or run; an id used again by a stranger is left alone."""
-        states = self.query(handles)
-        alive = [handle for handle in handles if states[handle].phase is not Phase.GONE]
+        states = self.query([one for handle in handles for one in reversed(_pair(handle))])
+        alive = [handle for handle, state in states.items() if state.phase is not Phase.GONE]
         if alive:
             try:
                 _run(["scancel", *job_array.grouped(handle.job_id for handle in alive)])
@@ -165,7 +170,13 @@ class SlurmExecutor:
 
     def _configuration(self) -> dict[str, str]:
         if self._config is None:
-            self._config = parse_scontrol_config(_run(["scontrol", "show", "config"]))
+            begun = time.time()
+            text = _run(["scontrol", "show", "config"])
+            asked = (begun + time.time()) / 2
+            self._config = parse_scontrol_config(text)
+            # It begins with the time of the controller's clock, in whole seconds.
+            now = re.match(r"Configuration data as of (\d+)\s", text)
+            self._clock_ahead_seconds = float(now[1]) + 0.5 - asked if now else 0.0
         return self._config
 
     def _prepare(self, request: JobRequest | ArrayRequest) -> tuple[CommandSubmission, str]:
@@ -182,17 +193,28 @@ class SlurmExecutor:
         # In the background, so that the script can act on a signal while the ranks still run.
         return submission, f"{batch.command(job)} &"
 
-    def _sbatch(self, submission: CommandSubmission, command: str, name: str) -> QueuedJob:
-        """Submit; the job as the controller tells of it, with its own clock's time."""
-        try:
+    def _sbatch(self, submission: CommandSubmission, command: str, name: str) -> JobHandle:
+        """Submit. The controller's time of it is not asked for but known to lie within the call."""
+        # Before there is a job: what is asked afterwards may find nobody to answer.
+        answered(self._configuration, self._patience)
+
+        def submit() -> JobHandle:
+            begun = time.time()
             job_id = submission.submit_command(command)
-        except SchedulerError as error:
-            return self._ghost(name, error)
-        jobs = self._squeue("--jobs", job_id)
-        if jobs:
-            return replace(jobs[0], job_id=job_id)
-        state = JobState(phase=Phase.PENDING)
-        return QueuedJob(job_id=job_id, name=name, submitted_at=time.time(), state=state)
+            half = (time.time() - begun) / 2
+            return JobHandle(
+                executor=self.name,
+                cluster=self.cluster(),
+                job_id=job_id,
+                submitted_at=begun + half + self._clock_ahead_seconds,
+                margin_seconds=half + _CLOCK_SECONDS,
+            )
+
+        def find() -> JobHandle | None:
+            jobs = self._named(name)
+            return self._handle(jobs[-1]) if jobs else None
+
+        return insist(submit, find, name, self._patience)
 
     def _check_own(self, handle: JobHandle) -> None:
         if handle.executor != self.name or handle.cluster != self.cluster():
@@ -201,29 +223,6 @@ class SlurmExecutor:
                 f" {handle.cluster!r}, and this shell talks to slurm cluster {self.cluster()!r}:"
                 " run the command where the job was submitted"
             )
-
-    def _ghost(self, name: str, error: SchedulerError) -> QueuedJob:
-        """The job that an unanswered sbatch made all the same; else raise what sbatch said."""
-        silent = any(mark in str(error) for mark in _UNREACHABLE)
-        deadline = time.monotonic() + (self._ghost_patience_seconds if silent else 0.0)
-        reached = False
-        while True:
-            try:
-                jobs = self._named(name)
-                reached = True
-                if jobs:
-                    return jobs[-1]
-            except SchedulerError:
-                reached = False
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(1.0)
-        if reached:
-            raise error
-        raise SchedulerError(
-            f"{error}; whether job {name!r} exists is not known, because squeue does not answer"
-            " either: repeat the command later, it looks the job up by name first"
-        ) from error
 
     def _named(self, name: str) -> list[QueuedJob]:
         jobs = self._squeue("--name", batch.check_job_name(name), "--user", str(os.geteuid()))
@@ -250,6 +249,17 @@ class SlurmExecutor:
                 f"squeue: an answer this version does not know: {error}"
             ) from error
 
+def _pair(handle: JobHandle) -> list[JobHandle]:
+    """The job before this one, which may still live, and the job by itself."""
+    return [*([handle.before] if handle.before else []), replace(handle, before=None)]
+
+
+def _most_alive(states: Sequence[JobState]) -> JobState:
+    """What counts of a job and its successor: the one that runs, else the one that waits."""
+    order = (Phase.RUNNING, Phase.PENDING, Phase.GONE)
+    return min(reversed(states), key=lambda state: order.index(state.phase))
+
+
 
 def _state_of(handle: JobHandle, job: QueuedJob | None) -> JobState:
     """A job of that id is ours unless it was submitted anew: a crashed controller repeats ids.
@@ -258,7 +268,8 @@ def _state_of(handle: JobHandle, job: QueuedJob | None) -> JobState:
     """
     if job is None:
         return _GONE
-    same = job.state.restarts > 0 or abs(job.submitted_at - handle.submitted_at) <= 2.0
+    apart = abs(job.submitted_at - handle.submitted_at)
+    same = job.state.restarts > 0 or apart <= handle.margin_seconds
     return job.state if same else _GONE
 
 
@@ -285,4 +296,8 @@ def _run(command: Sequence[str]) -> str:
         raise SchedulerError(
             f"{' '.join(command[:1])}: exit code {done.returncode}: {done.stderr.strip()}"
         )
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
     return done.stdout

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from cluster.contract import ArrayRequest, Phase, Resources, SchedulerError
 from cluster.doctor import has_gpus, slurm_facts
+from cluster.patience import Patience
 from cluster.slurm import SlurmExecutor
 from tests.cluster.bench import Bench
 from tests.slurm_cluster import PrivateSlurm
@@ -30,7 +32,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[PrivateSlurm, Ben
     with PrivateSlurm(message_timeout=2) as cluster:
         monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
         monkeypatch.setenv("PATH", cluster.env["PATH"])
-        executor = SlurmExecutor(ghost_patience_seconds=20)
+        executor = SlurmExecutor(patience=Patience(seconds=20, settle_seconds=3))
         yield cluster, Bench(executor=executor, root=cluster.shared / "s", prefix="ghost")
 
 
@@ -63,8 +65,9 @@ def test_a_dead_controller_is_told_apart_from_a_refusal(
     request = bench.request("job")
     with pytest.raises(SchedulerError, match=r"[Ii]nvalid partition"):
         bench.executor.submit(replace(request, resources=Resources(partition="nonexistent")))
+    bench.executor = SlurmExecutor(patience=Patience(seconds=1))
+    assert bench.executor.cluster()
     cluster.signal_controller(signal.SIGKILL)
-    bench.executor = SlurmExecutor(ghost_patience_seconds=1)
     with pytest.raises(SchedulerError, match=r"whether job 'ghost.job' exists is not known"):
         bench.executor.submit(request)
     cluster.start_controller()
@@ -95,7 +98,9 @@ def test_a_job_of_another_cluster_is_refused(slurm_bench: Bench) -> None:
 def test_the_newest_job_of_a_name_is_found(slurm_bench: Bench) -> None:
     first = slurm_bench.submit("twice", resources=LATER)
     second = slurm_bench.submit("twice", resources=LATER)
-    assert slurm_bench.executor.find(f"{slurm_bench.prefix}.twice") == second.handle
+    assert slurm_bench.executor.find(f"{slurm_bench.prefix}.twice") == replace(
+        second.handle, submitted_at=ANY, margin_seconds=2.0
+    )
     slurm_bench.executor.cancel([first.handle, second.handle])
     assert slurm_bench.executor.find(f"{slurm_bench.prefix}.twice") is None
 

@@ -47,7 +47,7 @@ def test_questions_are_refused_with_a_remedy() -> None:
 def test_submitting_says_what_is_missing(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    with pytest.raises(SchedulerError, match="sbatch"):
+    with pytest.raises(SchedulerError, match="is not installed here"):
         SlurmExecutor().submit(replace(request(), log_dir=tmp_path / "logs"))
 
 
