@@ -69,11 +69,13 @@ def processes() -> list[Process]:
 def matches(process: Process, wanted: Mapping[str, str], word: str) -> bool:
     """Whether it belongs to a rank of the job, and neither to its batch script nor to this step."""
     environment = process.environment
-    step = environment.get("SLURM_STEP_ID")
-    mine = os.environ.get("SLURM_STEP_ID")
-    in_step = "SLURM_JOB_ID" not in environment or (step is not None and step != mine)
+    step, mine = environment.get("SLURM_STEP_ID"), os.environ.get("SLURM_STEP_ID")
+    of_rank = (
+        "RANK" in environment if "SLURM_JOB_ID" not in environment else step not in (None, mine)
+    )
     known = all(environment.get(name) == value for name, value in wanted.items())
-    return known and in_step and (not word or word in process.words)
+    asked_for = not word or word in process.words
+    return known and of_rank and asked_for and process.pid != os.getpid()
 
 
 def ranks(found: Sequence[Process]) -> list[Process]:

@@ -116,7 +116,7 @@ class Report:
             return [*told, f"  did not come back: {self.verdict}"]
         repeated = f"{self.steps_repeated} steps were done twice ({self.saved} to {self.step})"
         nothing = f"no step was done twice (saved at {self.saved})"
-        told.append(f"  {self.verdict} after {self.lost:.0f} s, all of which were lost")
+        told.append(f"  {self.verdict} after {self.lost:.0f} s, so much was lost")
         return [*told, f"  {repeated if self.steps_repeated else nothing}"]
 
     def record(self) -> dict[str, Any]:
