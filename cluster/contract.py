@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 
 class ExitCode:
@@ -69,8 +69,7 @@ class JobHandle:
     """Names one submitted job for good; ids repeat, so the time of submission belongs to it.
 
     `array_size` is how many jobs were submitted together with it, as one array; 0 where it was
-    submitted by itself or that is not known. `submitted_at` is true to `margin_seconds`. `before`
-    is the job that this one goes on for when it fails: while it lives, it is the one that counts.
+    submitted by itself or that is not known. `submitted_at` is true to `margin_seconds`.
     """
 
     executor: str
@@ -78,6 +77,7 @@ class JobHandle:
     job_id: str
     submitted_at: float
     array_size: int = 0
+    margin_seconds: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +99,15 @@ class JobState:
 class JobRequest:
     """One job: `argv` runs once a rank, `epilogue` once after all ranks, with `--exit-code RC`.
 
-    `prologue`, where there is one, runs once before the ranks; they start unless it ends with
-    `ExitCode.SUPERSEDED`, which is that of the job then. All get `target` behind their own words.
-    `log_dir` receives one file a rank, appended across restarts. `after` are jobs that must succeed
-    first. `env` is set for the ranks and the epilogue, on top of what the
-    executor passes on. `task` is the job's number in an array. `folders` are what the ranks must
-    see, also where they run in a container.
+    `prologue`, where there is one, runs once before the ranks; what becomes of it does not matter
+    to them. All get `target` behind their own words. `log_dir` receives one file a rank, appended
+    across restarts. `after` are jobs that must succeed first. `env` is set for the ranks and the
+    epilogue, on top of what the executor passes on. `task` is the job's number in an array.
     """
 
     name: str
     argv: tuple[str, ...]
     epilogue: tuple[str, ...]
-    requeue: bool = True
     resources: Resources
     log_dir: Path
     prologue: tuple[str, ...] = ()
@@ -124,21 +121,6 @@ class JobRequest:
 @dataclass(frozen=True, kw_only=True)
 class ArrayRequest:
     """Jobs of one name submitted together: equal but for `target`, `log_dir` and `task`.
-def resources_from(record: Mapping[str, Any]) -> Resources:
-    """The resources that `dataclasses.asdict` turned into a record and JSON kept."""
-    values = {name: _tuples(value) for name, value in record.items()}
-    environment = values.get("environment")
-    if environment is not None:
-        fields = {name: _tuples(value) for name, value in environment.items()}
-        values["environment"] = PythonEnvironment(**fields)
-    return Resources(**values)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON knows lists only."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 
     `folder` is the array's own; a script and links to the log folders may be left there.
     """
@@ -152,8 +134,6 @@ class Executor(Protocol):
 
     name: str
 
-    margin_seconds: float = 2.0
-    before: JobHandle | None = None
     def submit(self, request: JobRequest) -> JobHandle:
         """Hand the job over. Raises `SchedulerError` with command, exit code and stderr."""
 
@@ -186,4 +166,3 @@ class Executor(Protocol):
 
 class SchedulerError(RuntimeError):
     """The scheduler refused or was out of reach; the message has command, code and stderr."""
-    folders: tuple[Path, ...] = ()
