@@ -125,6 +125,11 @@ def _edges(
         return [
             Edge(reference=reference, upstream=None, artifact="", kind=_file_kind(reference, slot))
         ]
+    if reference.model:
+        if "encoder" not in slot.kinds:
+            kinds = " or ".join(slot.kinds)
+            raise GraphFault(f"a stage: a registered model is an encoder and cannot be the {kinds}")
+        return [Edge(reference=reference, upstream=None, artifact="encoder", kind="encoder")]
     if reference.run:
         artifact = reference.artifact
         kind = _guess_kind(artifact, slot)

@@ -245,6 +245,8 @@ def _tracking(run: Mapping[str, Any], order: Order, store: Store) -> dict[str, A
         "uri": tracking["uri"],
         "mode": tracking.get("mode", "online"),
         "experiment": tracking["experiment"],
+        "registered_model": tracking.get("registered_model"),
+        "system_metrics": tracking.get("system_metrics", False),
         "run_id": run["run_id"],
         "run_name": run["run_id"],
         "stage": order.name,

@@ -88,8 +88,8 @@ def _of_digest(ancestry: Ancestry, digest: str, otherwise: str) -> Asked:
 def _registered(store: Store, ancestry: Ancestry, text: str) -> Asked:
     """Only MLflow knows what name and alias stand for; the digest then leads into the store."""
     from orchestrator.interface import tracking_uri
-    from tracking.artifacts import digest_of_model
     from tracking.backend import connect
+    from tracking.registry import digest_of_model
 
     newest = store.run_ids()[-1:]
     uri = tracking_uri(store, newest[0] if newest else None)

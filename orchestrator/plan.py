@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
-from cluster.contract import Resources
+from cluster.contract import GpuRequest, Resources
 from orchestrator.errors import RecipeError, RecipeErrors
 from orchestrator.identity import canonical_json, code_digest, code_modules, stage_key
 from orchestrator.load import graph_of, load_recipe
-from orchestrator.planned import Action, ExternalStage, InputRef, Plan, PlannedStage, StageFacts
+from orchestrator.planned import (
+    Action,
+    ExternalStage,
+    InputRef,
+    Plan,
+    PlannedStage,
+    RegisteredEncoder,
+    StageFacts,
+)
 from orchestrator.policy import combined
 from recipes.config import PARTS
 
@@ -26,6 +34,7 @@ __all__ = [
     "InputRef",
     "Plan",
     "PlannedStage",
+    "RegisteredEncoder",
     "StageFacts",
     "decide",
     "load_recipe",
@@ -34,14 +43,26 @@ __all__ = [
 
 Facts = Callable[[str, str], StageFacts]
 External = Callable[[str, str], ExternalStage | None]
+Registered = Callable[[str], RegisteredEncoder]
 
 
 def _nowhere(run_id: str, stage: str) -> ExternalStage | None:
     return None
 
 
+def _not_asked(reference: str) -> RegisteredEncoder:
+    """Where MLflow is not to be asked, any name is taken for one that it knows."""
+    return RegisteredEncoder(file=Path(reference))
+
+
 def make_plan(
-    recipe: Recipe, facts: Facts, *, has_gpus: bool, external: External = _nowhere
+    recipe: Recipe,
+    facts: Facts,
+    *,
+    has_gpus: bool,
+    gpu_request: GpuRequest = "gpus-per-node",
+    external: External = _nowhere,
+    registered: Registered = _not_asked,
 ) -> Plan:
     """Give each stage of a valid recipe its key, its resources and an action.
 
@@ -49,13 +70,22 @@ def make_plan(
         recipe: from `load_recipe`.
         facts: what exists of a stage, by kind and key.
         has_gpus: whether the machine or cluster has GPUs, for `device: auto`.
+        gpu_request: how they are asked for there, for `gpu_request: auto`.
         external: a stage of another run by run id and stage name; None where there is none.
+        registered: an encoder by its name in MLflow; where none is given, it is not checked.
 
     Raises:
         RecipeErrors: batches that cannot be shared out over the ranks, or inputs from outside the
             recipe that do not exist.
     """
-    build = _Planning(recipe=recipe, graph=graph_of(recipe), has_gpus=has_gpus, external=external)
+    build = _Planning(
+        recipe=recipe,
+        graph=graph_of(recipe),
+        has_gpus=has_gpus,
+        gpu_request=gpu_request,
+        external=external,
+        registered=registered,
+    )
     for name in build.graph.order:
         build.add(name)
     if build.faults:
@@ -124,6 +154,20 @@ def _wholes(graph: Graph) -> dict[str, str]:
     return {part: name for part, (name, slot) in found.items() if part and slot == PARTS}
 
 
+def _folders_outside(recipe: Recipe, graph: Graph) -> tuple[str, ...]:
+    """Folders besides the store that jobs read: of videos, lists and encoders of other origin."""
+    found: dict[str, None] = {}
+    for spec in recipe.stages.values():
+        data = getattr(spec, "data", None)
+        if data is not None:
+            files = data.identity_files()
+            found |= dict.fromkeys([data.root] if data.root else [])
+            found |= dict.fromkeys(str(file.parent) for file in files)
+    edges = (edge for slots in graph.edges.values() for each in slots.values() for edge in each)
+    files = [Path(edge.reference.file) for edge in edges if edge.reference.file]
+    return tuple(found | dict.fromkeys(str(file.parent) for file in files))
+
+
 @dataclass(kw_only=True)
 class _Planning:
     """A plan on its way: stages in order, faults so far, digests of files read once."""
@@ -131,16 +175,20 @@ class _Planning:
     recipe: Recipe
     graph: Graph
     has_gpus: bool
+    gpu_request: GpuRequest
     external: External
+    registered: Registered
     stages: dict[str, PlannedStage] = field(default_factory=dict)
     faults: list[RecipeError] = field(default_factory=list)
     digests: dict[Path, str | None] = field(default_factory=dict)
     codes: dict[tuple[str, ...], str] = field(default_factory=dict)
     resources: dict[tuple[int, bool], Resources] = field(default_factory=dict)
     wholes: Mapping[str, str] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.wholes = _wholes(self.graph)
+        self.folders = _folders_outside(self.recipe, self.graph)
 
     def add(self, name: str) -> None:
         """Plan one stage whose upstream is planned."""
@@ -202,7 +250,23 @@ class _Planning:
                 self._fault(name, slot, reference.text, "a file that exists")
                 return None
             return InputRef(**common, artifact=edge.kind, file=path, sha256=sha256)
+        if reference.model:
+            return self._from_model(reference.model, common)
         return self._from_run(name, slot, edge, common)
+
+    def _from_model(self, model: str, common: dict[str, Any]) -> InputRef:
+        """Of a stage in this store where that made it, so that the key is the same either way."""
+        found = self.registered(model)
+        if found.stage is not None:
+            folder = f"{found.stage.kind}-{found.stage.key[:12]}"
+            return InputRef(**common, artifact="encoder", key=found.stage.key, folder=folder)
+        return InputRef(
+            **common,
+            artifact="encoder",
+            file=found.file,
+            sha256=found.sha256,
+            model_id=found.model_id,
+        )
 
     def _from_run(
         self, name: str, slot: str, edge: Edge, common: dict[str, Any]
@@ -255,12 +319,17 @@ class _Planning:
 
     def _resources(self, spec: StageSpec, *, cpu_only: bool) -> Resources:
         """What its job asks for; the parts of one stage share the object they ask with."""
-        from orchestrator.schema import job_resources
+        from orchestrator.job_schema import job_resources
 
         known = id(spec.resources), cpu_only
         if known not in self.resources:
             self.resources[known] = job_resources(
-                spec.resources, self.recipe.cluster, has_gpus=self.has_gpus, cpu_only=cpu_only
+                spec.resources,
+                self.recipe.cluster,
+                has_gpus=self.has_gpus,
+                cpu_only=cpu_only,
+                gpu_request=self.gpu_request,
+                data=self.folders,
             )
         return self.resources[known]
 

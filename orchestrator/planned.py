@@ -51,10 +51,28 @@ class ExternalStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegisteredEncoder:
+    """An encoder that MLflow knows by a name: of a stage in this store, or a file fetched into it.
+
+    Attributes:
+        stage: the stage that made it, where this store has it.
+        file: where it lies otherwise.
+        sha256: digest of the file.
+        model_id: the logged model in MLflow; empty where the version is of something else.
+    """
+
+    stage: ExternalStage | None = None
+    file: Path | None = None
+    sha256: str = ""
+    model_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputRef:
     """One artifact a stage takes: of a stage in the store (`key`, `folder`) or a file (`sha256`).
 
-    `upstream` is the name of the stage in this recipe, None for everything outside of it.
+    `upstream` is the name of the stage in this recipe, None for everything outside of it;
+    `model_id` is the logged model that a file is of, where MLflow told.
     """
 
     ref: str
@@ -65,12 +83,14 @@ class InputRef:
     folder: str | None = None
     file: Path | None = None
     sha256: str | None = None
+    model_id: str = ""
 
     def record(self) -> dict[str, Any]:
         """What stage.json keeps of it."""
         common = {"ref": self.ref, "artifact": self.artifact, "kind": self.kind}
         if self.file is not None:
-            return {**common, "file": str(self.file), "sha256": self.sha256}
+            model = {"model_id": self.model_id} if self.model_id else {}
+            return {**common, "file": str(self.file), "sha256": self.sha256, **model}
         return {**common, "stage": self.folder, "key": self.key}
 
 

@@ -13,6 +13,10 @@ NAME_IN_WORDS = (
     "a name of letters, digits, `.`, `_` and `-`, at most 64, beginning with a letter or digit"
 )
 MAX_CELLS = 1000
+# What MLflow itself takes after `models:/`: a name with an alias or version, or a model's own id.
+_MODEL = re.compile(
+    r"models:/(m-[0-9a-f]{32}|[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}(@[A-Za-z0-9._-]+|/(\d+|latest)))"
+)
 
 
 class GraphFault(ValueError):
@@ -26,20 +30,22 @@ class GraphFault(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What an input names: exactly one of stage name or pattern, stage of a run, or file.
+    """What an input names: exactly one of stage name or pattern, stage of a run, file or model.
 
     Attributes:
         text: as the recipe writes it.
         stage: name of a stage, or a pattern with `*` over the cells of one.
         run: id of another run, for `run:<run_id>:<stage>.<artifact>`.
         file: absolute path, for `file:<path>`.
-        artifact: name of the artifact; empty for a file.
+        model: name in MLflow, for `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        artifact: name of the artifact; empty for a file and a model.
     """
 
     text: str
     stage: str = ""
     run: str = ""
     file: str = ""
+    model: str = ""
     artifact: str = ""
 
 
@@ -75,16 +81,18 @@ def _word(value: Any) -> str:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read `stage.artifact`, `stage/*.artifact`, `run:<id>:<stage>.<artifact>` or `file:<path>`.
+    """Read `stage.artifact`, `stage/*.artifact`, or what lies outside of the recipe.
+
+    That is `run:<id>:<stage>.<artifact>`, `file:<path>`, `models:/<name>@<alias>`,
+    `models:/<name>/<version>` or, of a model without a version, `models:/m-<id>`.
 
     Raises:
         GraphFault: it is none of these.
     """
     if text.startswith("models:"):
-        raise GraphFault(
-            "an encoder of a stage, a run or a file: registered models cannot be named yet",
-            "use run:<run_id>:<stage>.encoder or file:<path to encoder.safetensors>",
-        )
+        if not _MODEL.fullmatch(text):
+            raise GraphFault("`models:/<name>@<alias>` or `models:/<name>/<version>`")
+        return Reference(text=text, model=text)
     if text.startswith("file:"):
         path = text.removeprefix("file:")
         if not path.startswith("/") or not path.isprintable() or "/../" in f"{path}/":

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
 from tracking import recorder
-from tracking.backend import TrackingError
 from tracking.redact import scrub
 
 if TYPE_CHECKING:
@@ -107,37 +106,6 @@ def _upload_model(client: MlflowClient, model_id: str, path: Path) -> None:
             except OSError:  # a file system without hard links
                 shutil.copyfile(source, Path(folder) / source.name)
         client.log_model_artifacts(model_id, folder)
-
-
-def digest_of_model(client: MlflowClient, uri: str) -> str:
-    """SHA-256 of an encoder by what MLflow calls it.
-
-    That is `models:/NAME@ALIAS`, `models:/NAME/3` or `models:/m-1a2b`.
-
-    Raises:
-        TrackingError: MLflow has no such model, or it is none of ours.
-    """
-    from mlflow.exceptions import MlflowException
-
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    name, slash, version = name.partition("/")
-    try:
-        if at:
-            name = _logged_model(client.get_model_version_by_alias(name, alias))
-        elif slash:
-            name = _logged_model(client.get_model_version(name, version))
-        digest = client.get_logged_model(name).tags.get("sha256")
-    except MlflowException as error:
-        line = str(error).partition("\n")[0]
-        raise TrackingError(f"{uri}: {scrub(line)}") from error
-    if not digest:
-        raise TrackingError(f"{uri}: not an encoder that orchestrate delivered")
-    return str(digest)
-
-
-def _logged_model(version: Any) -> str:
-    """Id of the logged model that a registered version is of."""
-    return str(version.model_id or str(version.source).removeprefix("models:/"))
 
 
 def link_models(client: MlflowClient, run_id: str, model_ids: Sequence[str]) -> None:

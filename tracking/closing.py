@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from tracking import artifacts, recorder
+from tracking import artifacts, recorder, registry
 from tracking.lineage import cell, key_metrics, run_url
 from tracking.points import Point, metric_name
 from tracking.redact import redacted, scrub
@@ -51,7 +51,11 @@ def close(shipment: Shipment, state: State) -> None:
 def _log_result(shipment: Shipment, result: Mapping[str, Any]) -> None:
     for name, record in result.get("artifacts", {}).items():
         if record["kind"] == "encoder" and name not in shipment.delivery.models:
-            shipment.delivery.models[name] = _log_encoder(shipment, name, record, result)
+            model_id = _log_encoder(shipment, name, record, result)
+            if shipment.target.registered_model:
+                tags = _encoder_tags(shipment, record, result)
+                registry.register(shipment.client, shipment.target.registered_model, model_id, tags)
+            shipment.delivery.models[name] = model_id
             shipment.save()
     artifacts.log_datasets(shipment.client, shipment.run_id, shipment.datasets())
     datasets = shipment.datasets()
@@ -84,14 +88,21 @@ def _log_encoder(
         path=path,
         step=int(result.get("steps", 0)),
         params=record.get("meta", {}),
-        tags={
-            "sha256": record["sha256"],
-            "path": str(path),
-            recorder.TAG_KEY: result["key"],
-            "orchestrate.run_id": shipment.target.run_id,
-            "orchestrate.stage": shipment.target.stage,
-        },
+        tags=_encoder_tags(shipment, record, result),
     )
+
+
+def _encoder_tags(
+    shipment: Shipment, record: Mapping[str, Any], result: Mapping[str, Any]
+) -> dict[str, str]:
+    """What identifies an encoder, on its model and on its registered version."""
+    return {
+        "sha256": record["sha256"],
+        "path": str(shipment.files.path / record["path"]),
+        recorder.TAG_KEY: result["key"],
+        recorder.TAG_RUN: shipment.target.run_id,
+        "orchestrate.stage": shipment.target.stage,
+    }
 
 
 def _result_points(shipment: Shipment, result: Mapping[str, Any]) -> list[Point]:

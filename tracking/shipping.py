@@ -222,7 +222,8 @@ class Shipment:
     def upstream_models(self) -> list[str]:
         """Logged models of the encoders this stage takes in, as their stages have noted them."""
         found = (one.model_id(self.target.uri) for one in self.files.upstream())
-        return [model_id for model_id in found if model_id is not None]
+        made = [model_id for model_id in found if model_id is not None]
+        return [*made, *self.files.fetched_models()]
 
     def deliver(
         self,

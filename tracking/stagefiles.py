@@ -22,7 +22,8 @@ FINAL_EXIT_CODES = frozenset({65, 66, 70, 71, 72})
 class Target:
     """Where a stage reports to; the `tracking` block of a submission.
 
-    `offline` means that compute nodes never connect and only `sync` delivers.
+    `offline` means that compute nodes never connect and only `sync` delivers; every encoder becomes
+    a version of `registered_model`; with `system_metrics` the outbox notes how busy its node is.
     """
 
     uri: str
@@ -33,6 +34,8 @@ class Target:
     run_dir: Path
     code_version: str = ""
     offline: bool = False
+    registered_model: str = ""
+    system_metrics: bool = False
 
     @property
     def store_root(self) -> Path:
@@ -131,6 +134,8 @@ class StageFiles:
             run_dir=Path(owner["store_run_dir"]),
             code_version=block.get("code_version") or "",
             offline=block.get("mode") == "offline",
+            registered_model=block.get("registered_model") or "",
+            system_metrics=bool(block.get("system_metrics")),
         )
 
     def _owner(self) -> Mapping[str, Any] | None:
@@ -201,6 +206,11 @@ class StageFiles:
                     record=result.get("artifacts", {}).get(item["artifact"], {}),
                     tracking=_read(folder / "tracking.json"),
                 )
+
+    def fetched_models(self) -> list[str]:
+        """Logged models among the inputs that were fetched from MLflow as files."""
+        entries = (one for many in self.stage().get("inputs", {}).values() for one in many)
+        return [str(one["model_id"]) for one in entries if one.get("model_id")]
 
     def figures(self) -> list[Path]:
         """Pictures and tables for people, in order of name."""

@@ -22,14 +22,21 @@ _HEADER = '''"""The encoder of encoder.safetensors in plain PyTorch; collected f
 
     from encoder import load, normalize
 
-    encoder = load("encoder.safetensors")
+    encoder = load("encoder.safetensors")  # or load("models:/NAME@ALIAS") of an MLflow registry
     features = encoder(normalize(clips))  # clips (B, N, 3, T, H, W) in [0, 1]
 """
 
 from __future__ import annotations
 '''
 _LOADER = '''def load(path: str) -> VideoEncoder:
-    """The trained encoder in `path`, on the CPU and in evaluation mode."""
+    """The trained encoder in `path`, on the CPU and in evaluation mode.
+
+    A path that begins with `models:/` names one in an MLflow registry, which is downloaded.
+    """
+    if path.startswith("models:/"):
+        from mlflow.artifacts import download_artifacts
+
+        path = download_artifacts(path) + "/encoder.safetensors"
     with safe_open(path, framework="pt") as file:
         text = file.metadata()["encoder"]
     config = json.loads(text, object_hook=lambda entries: SimpleNamespace(**entries))

@@ -108,7 +108,11 @@ def test_a_reference_is_read_from_its_text(text: str, fields: dict[str, str]) ->
         "file:encoder.safetensors",
         "file:/a/../../etc/passwd",
         "file:/a\nb.safetensors",
-        "models:/dpc@best",
+        "models:dpc@best",
+        "models:/dpc",
+        "models:/dpc@",
+        "models:/a/b@best",
+        "models:/dpc@best/file",
     ],
 )
 def test_a_text_that_is_no_reference_is_refused(text: str) -> None:
