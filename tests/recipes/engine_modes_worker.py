@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -69,6 +70,25 @@ class Net(nn.Module):
         out = self.head(features).float()
         loss = (out - batch.labels[:, None]).square().mean()
         return LossOutput(loss=loss * self.broken, metrics={"size": out.detach().abs().mean()})
+
+
+class Branching(Net):
+    """Some parameters have a part in the loss of the last rank only, others in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(6)
+            self.aside = nn.Linear(3, 3)
+            self.idle = nn.Linear(3, 3)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """As without, and with one term more."""
+        output = super().loss(batch)
+        if distributed.rank() < distributed.world_size() - 1:
+            return output
+        term = self.aside(batch.labels[:, None].repeat(1, 3)).square().mean()
+        return LossOutput(loss=output.loss + term, metrics=output.metrics)
 
 
 def numbers(step: int) -> Batch:
@@ -178,6 +198,14 @@ def trains(world_size: int, stage: int, offload: str, optimizer: str) -> dict[st
     norms = [run.step(step) for step in range(STEPS)]
     finite = run.engine.weights_finite()
     return {"norms": norms, "finite": finite, "weights": run.weights()}
+
+
+def branches(world_size: int) -> dict[str, Any]:
+    """One step in which ranks use different parameters, without an optimizer that moves all."""
+    run = Run(Branching(), settings(world_size, optimizer={"name": "sgd"}), numbers)
+    run.gradient(0)
+    gradients = {name: p.grad for name, p in run.model.named_parameters()}
+    return {name: None if g is None else g.clone() for name, g in gradients.items()}
 
 
 def skips(world_size: int, stage: int, offload: str) -> dict[str, Any]:
@@ -343,7 +371,10 @@ def optimizers_tried(world_size: int, stage: int, offload: str) -> tuple[str, ..
 
 def zero_cases(world_size: int) -> Cases:
     """Small nets under every stage."""
-    found: Cases = {"synchronized 3": lambda: synchronized(world_size, zero_stage=3)}
+    found: Cases = {
+        "synchronized 3": lambda: synchronized(world_size, zero_stage=3),
+        "branches": lambda: branches(world_size),
+    }
     for stage, offload in SOME_STAGES:
         how = (world_size, stage, offload)
         found[f"skips {stage} {offload}"] = partial(skips, *how)
@@ -371,6 +402,8 @@ def model_cases(world_size: int) -> Cases:
     for stage in (0, 3):
         add(f"channels last {stage}", method, tiny, zero_stage=stage, channels_last=True)
         add(f"classifier {stage}", classifier, zero_stage=stage)
+    if shutil.which("c++") is not None:
+        add("compile 3", method, tiny, zero_stage=3, compile=True)
     sync = {"sync_batch_norm": True}
     add("sync", method, tiny, **sync)
     add("sync recompute", method, tiny, activation_checkpointing=True, **sync)

@@ -27,7 +27,12 @@ CASES = {
     "zero2-sgd": (2, "sgd"),
     "zero3-adam": (3, "adam"),
 }
-ALONE = list(product((4, 2, 1), CASES))
+# With what is kept in the host's memory.
+OFFLOADED = {
+    "zero1-adamw-offload-optimizer": (1, "adamw", "optimizer"),
+    "zero3-adam-offload-all": (3, "adam", "all"),
+}
+ALONE = [*product((4, 2, 1), CASES), *product((2,), OFFLOADED)]
 # Ranks and the step to stop at; the same training goes on, and sees the same micro-batches.
 JOURNEY = ((4, 1), (2, 2), (1, 3), (4, None))
 # By name: the ZeRO stage of each leg, the optimizer, and the case it is compared with.
@@ -46,7 +51,13 @@ class Legs(NamedTuple):
 
 
 def leg(
-    folder: Path, stage: int, optimizer: str, stop_at: int | None, **saving: Any
+    folder: Path,
+    stage: int,
+    optimizer: str,
+    offload: str = "none",
+    *,
+    stop_at: int | None,
+    **saving: Any,
 ) -> dict[str, Any]:
     config = {
         "max_steps": STEPS,
@@ -54,6 +65,7 @@ def leg(
         "micro_batch": 2,
         "log_every": 2,
         "zero_stage": stage,
+        "offload": offload,
         "optimizer": {"name": optimizer, "lr": 0.01, "warmup_steps": 2},
         "checkpoint": {"minutes": None, **saving},
     }
@@ -66,17 +78,18 @@ def plan(folder: Path) -> dict[str, Legs]:
         group = groups[f"ranks-{ranks}"]
         # The unbroken one saves in the background all the time.
         end = f"{ranks}-{case}"
-        whole = leg(folder / f"whole-{end}", *CASES[case], None, steps=1)
+        how = {**CASES, **OFFLOADED}[case]
+        whole = leg(folder / f"whole-{end}", *how, stop_at=None, steps=1)
         group.legs[f"whole {case}"] = whole
         for place, step in [*PLACES.items(), ("to the end", None)]:
-            group.legs[f"{place} {case}"] = leg(folder / f"broken-{end}", *CASES[case], step)
+            group.legs[f"{place} {case}"] = leg(folder / f"broken-{end}", *how, stop_at=step)
     for number, (ranks, stop_at) in enumerate(JOURNEY):
         legs = {
-            name: leg(folder / f"journey-{name}", stages[number], optimizer, stop_at)
+            name: leg(folder / f"journey-{name}", stages[number], optimizer, stop_at=stop_at)
             for name, (stages, optimizer, _) in JOURNEYS.items()
         }
         legs["spans ranks"] = {
-            **leg(folder / "spans-ranks", 1, "adam", stop_at),
+            **leg(folder / "spans-ranks", 1, "adam", stop_at=stop_at),
             "spans_ranks": True,
         }
         groups[f"journey-{number}"] = Legs(ranks, legs)

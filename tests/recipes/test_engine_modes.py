@@ -185,6 +185,28 @@ def test_the_method_learns_the_same_in_every_mode(found, name, reference):
         assert_same(case["weights"], other["weights"], rtol=1e-2, atol=1e-4)
 
 
+def test_a_parameter_that_only_one_rank_uses_gets_its_share_of_the_gradient(found):
+    first, last = (got["branches"] for got in found[2])
+    assert first["idle.weight"] is None
+    assert last["idle.weight"] is None
+    alone = worker.Branching()
+    parts = [worker.part_of(worker.numbers(0), part, 1, 2) for part in range(worker.ACCUMULATION)]
+    for batch in parts:
+        (alone.loss(batch).loss / (2 * worker.ACCUMULATION)).backward()
+    for got in (first, last):
+        torch.testing.assert_close(got["aside.weight"], alone.aside.weight.grad)
+        torch.testing.assert_close(got["body.weight"], first["body.weight"], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_method_in_pieces_learns_the_same(found):
+    for got in found[2]:
+        case, other = got["compile 3"], got["dpc r2d3d_tiny 0"]
+        assert case["names"]
+        assert case["losses"] == pytest.approx(other["losses"], rel=1e-3)
+        assert_same(case["weights"], other["weights"], rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["dpc r2d3d_tiny 3", "dpc r2d3d18 3", "recompute 3"])
 def test_a_model_in_pieces_is_whole_for_evaluation_and_ordinary_afterwards(found, name):
     for got in found[2]:
