@@ -17,9 +17,12 @@ from cluster.contract import ExitCode
 from cluster.decision import Decision, Ending, decide
 from cluster.evidence import Attempt, Seen, ask, gather, history, partition_size, read
 from cluster.exclusion import admit
+from cluster.inside import Changes, Origin, origin_of
+from cluster.leaving_out import leave_out
 from cluster.queue import own_job_id
 from cluster.ranks import restart_base, restart_count
-from cluster.transport import Changes, change_in_place, give_up, go_on, origin_of
+from cluster.successor import refusal_of
+from cluster.transport import change_in_place, give_up, go_on
 
 _SCHEMA_VERSION = 1
 
@@ -40,25 +43,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     ending = seen.ending
     if options.signalled and ending.scheduler.running:
         return ExitCode.SUCCESS  # nobody has ended the job: what its ranks make of it decides
-    decision = _act(attempt, seen, _admitted(attempt, seen, decide(ending)))
+    origin = None
+    if attempt.job_id is not None:
+        origin = origin_of(attempt.stage, attempt.submission, os.environ)
+    decision = _act(attempt, origin, seen, _possible(origin, seen, decide(ending)))
     how = "was told to end" if options.signalled else f"ended with exit code {ending.exit_code}"
     print(
         f"orchestrate: attempt {attempt.folder.name} {how} at step {ending.step}:"
         f" {decision.action}: {decision.reason}",
         flush=True,
     )
+    if origin is not None and decision.exclude:
+        leave_out(origin.job_id, decision.exclude)
     return exit_code(decision)
 
 
-def _admitted(attempt: Attempt, seen: Seen, decision: Decision) -> Decision:
-    """Leave out only as many nodes as a run may, and say which."""
-    if not decision.exclude or attempt.job_id is None:
+def _possible(origin: Origin | None, seen: Seen, decision: Decision) -> Decision:
+    """The decision as far as this cluster can do it: only so many nodes are left out, and a stage
+    that needs more memory than any node has stops."""
+    if origin is None:
         return replace(decision, exclude=())
+    if decision.mem_gb is not None:
+        refused = refusal_of(origin, Changes(mem_gb=decision.mem_gb))
+        if refused is not None:
+            reason = f"{decision.reason}, which the scheduler refuses: {refused}"
+            decision = replace(decision, action="stop", reason=reason, ask=False, mem_gb=None)
+    if not decision.exclude:
+        return decision
+    partition = seen.job.get("Partition") or origin.environ.get("SLURM_JOB_PARTITION")
     allowed, why_not = admit(
         decision.exclude,
         excluded=seen.excluded,
         by_recipe=seen.excluded_by_recipe,
-        partition_nodes=partition_size(seen.job.get("Partition")),
+        partition_nodes=partition_size(partition),
         job_nodes=int(seen.asked.get("nodes", 1)),
     )
     said = [f"without {', '.join(allowed)} from now on"] if allowed else []
@@ -66,7 +83,7 @@ def _admitted(attempt: Attempt, seen: Seen, decision: Decision) -> Decision:
     return replace(decision, exclude=allowed, reason="; ".join([decision.reason, *said]))
 
 
-def _act(attempt: Attempt, seen: Seen, decision: Decision) -> Decision:
+def _act(attempt: Attempt, origin: Origin | None, seen: Seen, decision: Decision) -> Decision:
     """Record the decision and ask for the requeue it needs; the decision that holds then."""
     earlier = read(attempt.folder / "exit.json") or {}
     asked = bool(earlier.get("requeue_asked"))
@@ -75,11 +92,10 @@ def _act(attempt: Attempt, seen: Seen, decision: Decision) -> Decision:
     elif asked:
         decision = _keep_requeue(decision, earlier)
     _record(attempt, seen.ending, decision, asked=asked)
-    origin = origin_of(attempt.stage, attempt.submission, os.environ)
-    if attempt.job_id is None or origin is None:
+    if origin is None:
         return decision
     if decision.withdraw:
-        ask("scancel", attempt.job_id)
+        ask("scancel", origin.job_id)
     if not decision.ask:
         if decision.action == "requeue":
             change_in_place(origin, _changes(attempt, seen, decision))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,12 @@ from cluster.causes import RankFailure, rules_of
 from cluster.contract import ExitCode
 from cluster.decision import MAX_STALLED_ATTEMPTS, Ending, Memory, PastAttempt, SchedulerView
 from cluster.exclusion import Placement
+from cluster.inside import command, job_fields
 from cluster.progress import committed_step
 from cluster.ranks import RankError, expand_hosts
-from cluster.transport import job_fields
 
 ATTEMPT = re.compile(r"s(\d+)r(\d+)")
 _SCONTROL_TRIES = 3
-_SECONDS = 20
 _DOWN = ("down", "fail")  # how sinfo begins the state of a node that is lost; `*`: no answer
 
 
@@ -116,19 +114,10 @@ def hosts(text: str) -> tuple[str, ...]:
         return ()
 
 
-def ask(*command: str) -> str | None:
+def ask(*words: str) -> str | None:
     """What a command of SLURM printed; None where it failed, is not there or answers too late."""
-    try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, "LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}
+    done = command(*words, environ=clean)
     return done.stdout if done.returncode == 0 else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +63,7 @@ def ending(**changes: Any) -> Ending:
     return replace(base, **changes)
 
 
-def decided(cause: Cause, said: dict[str, Any] | None = None, **changes: Any) -> Decision:
+def decided(cause: Cause, said: Mapping[Cause, Any] | None = None, **changes: Any) -> Decision:
     about = {**ENDINGS[cause][0], **changes}
     return decide(ending(**about, rules=rules_of({"causes": said or {}})))
 
@@ -118,9 +119,11 @@ def test_a_requeue_that_the_scheduler_made_is_taken_back_where_the_stage_stops()
 
 def test_preemptions_and_node_failures_never_stop_a_stage() -> None:
     stalled = tuple(PastAttempt(submission=1, step=10, counted=True) for _ in range(9))
-    for cause in ("preempted", "node_failure"):
+    free: tuple[Cause, ...] = ("preempted", "node_failure")
+    for cause in free:
         assert decided(cause, history=stalled).action == "requeue"
-    for cause in ("time_limit", "hang", "communication", "device", "killed"):
+    counted: tuple[Cause, ...] = ("time_limit", "hang", "communication", "device", "killed")
+    for cause in counted:
         stopped = decided(cause, history=stalled)
         assert (stopped.action, stopped.policy, stopped.exclude) == ("stop", "counted", ())
         assert "without a new checkpoint (step 10)" in stopped.reason
@@ -141,7 +144,7 @@ def test_memory_is_not_raised_where_the_recipe_wants_none_of_it() -> None:
     memory = Memory(gb=32)
     again = decided("out_of_host_memory", {"out_of_host_memory": {"more_memory": False}})
     assert (again.action, again.mem_gb) == ("requeue", None)
-    said = {"out_of_host_memory": {"retry": "stop"}}
+    said: dict[Cause, Any] = {"out_of_host_memory": {"retry": "stop"}}
     assert decided("out_of_host_memory", said, memory=memory).action == "stop"
     assert decided("out_of_memory", memory=memory).mem_gb is None
 
