@@ -9,10 +9,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.contract import JobHandle, JobRequest, Resources
+from cluster.contract import ExitCode, JobHandle, JobRequest, Resources
+from cluster.env_blocks import Wrapping, wrapping
 
-# sbatch options a recipe or site may add under `extra`; what we set ourselves is not among them,
-# and nothing that runs a command, redirects output or changes the environment.
+# sbatch options a recipe or site may add under `extra`; what has a key of its own or is set here is
+# not among them, and nothing that runs a command, redirects output or changes the environment.
 EXTRA_KEYS = frozenset(
     {
         "begin",
@@ -26,29 +27,23 @@ EXTRA_KEYS = frozenset(
         "deadline",
         "delay-boot",
         "distribution",
-        "exclusive",
         "extra-node-info",
         "gpu-bind",
         "gpu-freq",
-        "gpus-per-task",
         "gres",
         "gres-flags",
         "hint",
-        "licenses",
         "mail-type",
         "mail-user",
         "mem-bind",
         "mem-per-cpu",
-        "mem-per-gpu",
         "mincpus",
         "network",
         "nice",
-        "nodelist",
         "oversubscribe",
         "prefer",
         "priority",
         "profile",
-        "reservation",
         "sockets-per-node",
         "spread-job",
         "switches",
@@ -60,6 +55,8 @@ EXTRA_KEYS = frozenset(
         "wckey",
     }
 )
+_OPTIONS = ("partition", "account", "qos", "constraint", "exclude")  # known to submitit
+_MORE_OPTIONS = ("nodelist", "reservation", "licenses")
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _LONGEST_VALUE = 32_000
@@ -110,7 +107,7 @@ def parameters(request: JobRequest, passed_on: Mapping[str, str]) -> dict[str, A
     Raises:
         RequestError: a value that a script cannot hold, or an `extra` key that is not allowed.
     """
-    resources = request.resources
+    resources, around = request.resources, _wrapping(request)
     _check_counts(resources)
     minutes = max(1, math.ceil(resources.hours * 60))
     values: dict[str, Any] = {
@@ -123,22 +120,22 @@ def parameters(request: JobRequest, passed_on: Mapping[str, str]) -> dict[str, A
         # submitit's own default would file our jobs under its name where sites account by key.
         "wckey": None,
         "additional_parameters": _additional(request, minutes),
-        "srun_args": _srun_args(resources),
-        "setup": _setup(request, passed_on),
+        "srun_args": [*_srun_args(resources), *_check_all("env", around.srun_args)],
+        "setup": [*_setup(request, passed_on, around), *_check_all("setup", resources.setup)],
         "teardown": _teardown(request),
     }
     if resources.mem_gb is not None:
-        values["mem"] = f"{math.ceil(resources.mem_gb * 1024)}M"
-    for field in ("partition", "account", "qos", "constraint", "exclude"):
+        values["mem"] = f"{math.ceil(resources.mem_gb * 1024)}M" if resources.mem_gb else 0
+    for field in _OPTIONS:
         text = getattr(resources, field)
         if text is not None:
             values[field] = _check_option(field, text)
     if request.comment:
         values["comment"] = check_text("comment", request.comment)
-    if resources.gpus_per_node:
-        values |= _gpus(resources)
     if request.after:
-        values["dependency"] = "afterok:" + ":".join(_ids_to_wait_for(request.after))
+        # A job that is replaced by another one has failed, in SLURM's eyes, whatever comes of it.
+        kind = "afterok" if resources.requeue else "afterany"
+        values["dependency"] = f"{kind}:" + ":".join(_ids_to_wait_for(request.after))
     return values
 
 
@@ -163,10 +160,11 @@ def _check_counts(resources: Resources) -> None:
             raise RequestError(f"{field}: {getattr(resources, field)}; at least 1 is needed")
     if resources.gpus_per_node < 0:
         raise RequestError(f"gpus_per_node: {resources.gpus_per_node}; 0 or more")
-    for field in ("hours", "mem_gb"):
-        value = getattr(resources, field)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise RequestError(f"{field}: {value}; a number above 0 is needed")
+    if not (math.isfinite(resources.hours) and resources.hours > 0):
+        raise RequestError(f"hours: {resources.hours}; a number above 0 is needed")
+    memory = resources.mem_gb
+    if memory is not None and not (math.isfinite(memory) and memory >= 0):
+        raise RequestError(f"mem_gb: {memory}; a number above 0, or 0 for all of a node's memory")
 
 
 def _check_option(field: str, text: str) -> str:
@@ -175,10 +173,31 @@ def _check_option(field: str, text: str) -> str:
     return check_text(field, text)
 
 
-def _gpus(resources: Resources) -> dict[str, Any]:
+def _gpus(resources: Resources) -> dict[str, str | int | bool]:
+    """How GPUs are asked for, and `gres` of the recipe beside them."""
+    given = resources.extra.get("gres", False)
+    other = [] if given is False else [check_text("extra.gres", str(given))]
+    if not resources.gpus_per_node:
+        return {"gres": other[0]} if other else {}
+    if any(part.strip().startswith("gpu") for text in other for part in text.split(",")):
+        raise RequestError("extra.gres: asks for GPUs again; gpus_per_node and gpu_type do that")
+    kind = "" if resources.gpu_type is None else f"{_check_option('gpu_type', resources.gpu_type)}:"
     if resources.gpu_request == "gres":
-        return {"gres": f"gpu:{resources.gpus_per_node}"}
-    return {"gpus_per_node": resources.gpus_per_node}
+        return {"gres": ",".join([f"gpu:{kind}{resources.gpus_per_node}", *other])}
+    asked: dict[str, str | int | bool] = {"gres": other[0]} if other else {}
+    if resources.gpu_request == "gpus-per-task":
+        return asked | {"gpus-per-task": f"{kind}{_gpus_per_task(resources)}"}
+    return asked | {"gpus-per-node": f"{kind}{resources.gpus_per_node}"}
+
+
+def _gpus_per_task(resources: Resources) -> int:
+    each, left = divmod(resources.gpus_per_node, resources.tasks_per_node)
+    if left:
+        raise RequestError(
+            f"gpu_request gpus-per-task: {resources.gpus_per_node} GPUs cannot be shared out evenly"
+            f" over {resources.tasks_per_node} ranks a node"
+        )
+    return each
 
 
 def _additional(request: JobRequest, minutes: int) -> dict[str, str | int | bool]:
@@ -192,11 +211,18 @@ def _additional(request: JobRequest, minutes: int) -> dict[str, str | int | bool
         "chdir": folder,
         "export": "NONE",
         "kill-on-invalid-dep": "yes",
-        "requeue": True,
+        "requeue" if request.resources.requeue else "no-requeue": True,
         # submitit takes the signal from a variable of the environment; ours is fixed. Of a short
         # job no more than a third may be warning, else it would be asked to stop at its start.
         "signal": f"USR2@{min(request.resources.signal_seconds, minutes * 20)}",
     }
+    values |= _gpus(request.resources)
+    for field in _MORE_OPTIONS:
+        text = getattr(request.resources, field)
+        if text is not None:
+            values[field] = _check_option(field, text)
+    if request.resources.exclusive:
+        values["exclusive"] = request.resources.exclusive
     for key, value in request.resources.extra.items():
         name = key.replace("_", "-")
         if name not in EXTRA_KEYS:
@@ -204,15 +230,26 @@ def _additional(request: JobRequest, minutes: int) -> dict[str, str | int | bool
                 f"extra.{key!a}: not an sbatch option that can be added here; known:"
                 f" {', '.join(sorted(EXTRA_KEYS))}"
             )
-        if value is not False:
+        if value is not False and name != "gres":
             text = value if value is True else check_text(f"extra.{key}", str(value))
             values[name] = text
     return values
 
 
 def _srun_args(resources: Resources) -> list[str]:
-    """srun is told all numbers again: since 22.05 it does not take --cpus-per-task from sbatch."""
+    """srun is told all numbers again: since 22.05 it does not take --cpus-per-task from sbatch, and
+    where sbatch was told the type of GPUs, tasks get none by --gpus-per-task unless srun asks too.
+
+    Ranks that share a node are bound each to CPUs of its own: by default all of them may run on any
+    CPU of the job.
+    """
+    more = []
+    if resources.gpus_per_node and resources.gpu_request == "gpus-per-task":
+        more.append(f"--gpus-per-task={_gpus_per_task(resources)}")
+    if resources.cpu_bind is not None and resources.tasks_per_node > 1:
+        more.append(f"--cpu-bind={_check_option('cpu_bind', resources.cpu_bind)}")
     return [
+        *more,
         "--open-mode=append",
         "--kill-on-bad-exit=1",
         f"--nodes={resources.nodes}",
@@ -222,7 +259,27 @@ def _srun_args(resources: Resources) -> list[str]:
     ]
 
 
-def _setup(request: JobRequest, passed_on: Mapping[str, str]) -> list[str]:
+def _wrapping(request: JobRequest) -> Wrapping:
+    """What the environment puts around the ranks. Raises RequestError."""
+    environment, host = request.resources.environment, request.epilogue[:1]
+    if environment is None or not host:
+        return Wrapping()
+    for folder in request.folders:
+        if environment.kind in ("apptainer", "pyxis") and set(str(folder)) & {":", ","}:
+            raise RequestError(
+                f"{str(folder)!r} cannot be mounted in a container, which gives ':' and ',' a"
+                " meaning of their own: choose another place"
+            )
+    return wrapping(
+        environment,
+        request.env,
+        request.folders,
+        cuda=request.resources.gpus_per_node > 0,
+        host=host[0],
+    )
+
+
+def _setup(request: JobRequest, passed_on: Mapping[str, str], around: Wrapping) -> list[str]:
     """Take only our variables, outlive the stop signals, then the site's own lines.
 
     TERM is acted on at once, while the ranks still save: where they cannot within KillWait, the
@@ -235,12 +292,17 @@ def _setup(request: JobRequest, passed_on: Mapping[str, str]) -> list[str]:
         if not _VARIABLE.fullmatch(name):
             raise RequestError(f"env: {name!a} is not the name of a variable")
         lines.append(f"export {name}={shlex.quote(check_text(f'env.{name}', value))}")
+    # The copy of the script that runs: what goes on in another job is submitted from it.
+    lines.append('export ORCHESTRATE_SCRIPT="$0"')
+    lines += _check_all("env", around.setup)
     # A second TERM would reach the epilogue before it can ignore it.
     on_term = f"trap '' TERM USR2; signalled=1; {epilogue(request)} --exit-code 143 --signalled"
     lines += [f"on_term() {{ {on_term}; }}", "trap on_term TERM", "trap signalled=1 USR2"]
     if request.prologue:
-        lines.append(_words("prologue", request.prologue, request))
-    return lines + _check_all("setup", request.resources.setup)
+        leaves = int(ExitCode.SUPERSEDED)
+        prologue = _words("prologue", request.prologue, request)
+        lines.append(f"{prologue}; [ $? -ne {leaves} ] || exit {leaves}")
+    return lines
 
 
 def _teardown(request: JobRequest) -> list[str]:
@@ -267,7 +329,7 @@ def command(request: JobRequest) -> str:
     """The ranks' command as shell words. Raises RequestError."""
     if not request.argv or not request.epilogue:
         raise RequestError("argv and epilogue: both need a program to run")
-    return _words("argv", request.argv, request)
+    return _words("argv", (*_wrapping(request).words, *request.argv), request)
 
 
 def _words(field: str, words: Sequence[str], request: JobRequest) -> str:

@@ -203,7 +203,7 @@ class LocalExecutor:
 
     def _environment(self, job: _Job) -> dict[str, str]:
         return {
-            **passed_on(os.environ, same_machine=True),
+            **passed_on(os.environ, also=job.request.resources.pass_env, same_machine=True),
             **job.request.env,
             "ORCHESTRATE_RESTART_COUNT": str(job.record.state.restarts),
         }

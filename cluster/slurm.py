@@ -182,14 +182,13 @@ class SlurmExecutor:
     def _prepare(self, request: JobRequest | ArrayRequest) -> tuple[CommandSubmission, str]:
         from cluster.submission import CommandSubmission
 
-        shell = passed_on(os.environ)
+        job = request.tasks[0] if isinstance(request, ArrayRequest) else request
+        shell = passed_on(os.environ, also=job.resources.pass_env)
         if isinstance(request, ArrayRequest):
             values = job_array.parameters(request, shell)
             submission = CommandSubmission(request.folder, values, tasks=len(request.tasks))
-            job = request.tasks[0]
         else:
             submission = CommandSubmission(request.log_dir, batch.parameters(request, shell))
-            job = request
         # In the background, so that the script can act on a signal while the ranks still run.
         return submission, f"{batch.command(job)} &"
 
@@ -249,6 +248,7 @@ class SlurmExecutor:
                 f"squeue: an answer this version does not know: {error}"
             ) from error
 
+
 def _pair(handle: JobHandle) -> list[JobHandle]:
     """The job before this one, which may still live, and the job by itself."""
     return [*([handle.before] if handle.before else []), replace(handle, before=None)]
@@ -258,7 +258,6 @@ def _most_alive(states: Sequence[JobState]) -> JobState:
     """What counts of a job and its successor: the one that runs, else the one that waits."""
     order = (Phase.RUNNING, Phase.PENDING, Phase.GONE)
     return min(reversed(states), key=lambda state: order.index(state.phase))
-
 
 
 def _state_of(handle: JobHandle, job: QueuedJob | None) -> JobState:
@@ -296,8 +295,8 @@ def _run(command: Sequence[str]) -> str:
         raise SchedulerError(
             f"{' '.join(command[:1])}: exit code {done.returncode}: {done.stderr.strip()}"
         )
+    return done.stdout
 
 
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-    return done.stdout

@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster import fsio, hang, hang_records, memory
 from cluster.contract import ExitCode
+from cluster.environment import EnvFileError, read_env_file
 from cluster.heartbeat import Heart
 from cluster.preemption import StopFlag
 from cluster.ranks import (
@@ -31,6 +32,7 @@ from cluster.ranks import (
     rank_environment,
     restart_count,
 )
+from cluster.successor import superseded
 from cluster.unrecorded import record_lost
 from orchestrator.inputs import verify_inputs
 from orchestrator.notes import Notes
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         return left[0]
     try:
         attempt = _open_attempt(stage, options.submission)
-    except RankError as error:
+    except (RankError, EnvFileError) as error:
         print(f"orchestrate: {error}", file=sys.stderr, flush=True)
         return ExitCode.CONFIGURATION
     except OSError as error:  # a full disk, a file server that is away: may be over next time
@@ -107,6 +109,9 @@ def _reason_to_leave(stage: StageDir, submission: int) -> tuple[int, str] | None
             ExitCode.SUPERSEDED,
             f"orchestrate: submission {newest} owns {stage.path.name} now; {submission} leaves",
         )
+    other = superseded(stage.path, submission, os.environ)
+    if other is not None:
+        return ExitCode.SUPERSEDED, f"orchestrate: job {other} goes on with {stage.path.name}"
     if stage.result() is not None:
         return ExitCode.SUCCESS, f"orchestrate: {stage.path.name} has its result already"
     cancel = stage.cancelled()
@@ -122,6 +127,8 @@ def _reason_to_leave(stage: StageDir, submission: int) -> tuple[int, str] | None
 def _open_attempt(stage: StageDir, submission: int) -> Attempt:
     intent = stage.intent(submission) or {}
     resources = intent.get("resources", {})
+    if resources.get("env_file"):
+        os.environ.update(read_env_file(Path(resources["env_file"])))
     ranks = rank_environment(os.environ)
     check_world_size(ranks, resources)
     os.environ.update(ranks.export())

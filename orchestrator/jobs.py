@@ -6,8 +6,10 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from cluster.contract import ArrayRequest, JobHandle, JobRequest, Resources
+from cluster.env_blocks import host_python, rank_python
 from orchestrator.groups import collapsed, pattern
 from orchestrator.planned import Plan, PlannedStage
 from orchestrator.store import StageDir, Store
@@ -47,19 +49,23 @@ def job_request(
     if code:
         environment["PYTHONPATH"] = code
     # -P: the folder the job starts in must not shadow the snapshot with today's working tree.
-    python = (sys.executable, "-P", "-m")
+    ranks = (rank_python(resources.environment, sys.executable), "-P", "-m")
+    host = (host_python(resources.environment, sys.executable), "-P", "-m")
+    store = stage.path.parent.parent
     about = stage.path.name if task is None else f"parts of {part_of}"
     return JobRequest(
         name=name,
-        argv=(*python, "orchestrator.entry"),
-        epilogue=(*python, "cluster.epilogue"),
+        argv=(*ranks, "orchestrator.entry"),
+        prologue=() if resources.requeue else (*host, "cluster.prologue"),
+        epilogue=(*host, "cluster.epilogue"),
         target=(str(stage.path), "--submission", str(n)),
         resources=resources,
         log_dir=stage.logs,
         env=environment,
         after=after,
-        comment=f"orchestrate {about}",
+        comment=resources.comment or f"orchestrate {about}",
         task=task,
+        folders=(store, *([Path(code)] if code else [])),
     )
 
 

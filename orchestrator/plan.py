@@ -161,7 +161,8 @@ def _folders_outside(recipe: Recipe, graph: Graph) -> tuple[str, ...]:
         data = getattr(spec, "data", None)
         if data is not None:
             files = data.identity_files()
-            found |= dict.fromkeys([data.root] if data.root else [])
+            root = getattr(data, "root", None)
+            found |= dict.fromkeys([root] if root else [])
             found |= dict.fromkeys(str(file.parent) for file in files)
     edges = (edge for slots in graph.edges.values() for each in slots.values() for edge in each)
     files = [Path(edge.reference.file) for edge in edges if edge.reference.file]

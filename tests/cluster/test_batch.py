@@ -61,7 +61,12 @@ FULL = Resources(
     exclude="n[07-08]",
     signal_seconds=600,
     setup=("source /etc/profile", "module load cuda"),
-    extra={"exclusive": True, "mail_user": "ann@example.org", "nice": 10, "contiguous": False},
+    nodelist="n[01-02]",
+    reservation="school",
+    licenses="scratch:1",
+    exclusive=True,
+    cpu_bind="cores",
+    extra={"mail_user": "ann@example.org", "nice": 10, "contiguous": False, "gres": "nvme:1"},
 )
 CASES = {
     "minimal": request(),
@@ -73,6 +78,29 @@ CASES = {
     "gres": request(
         resources=Resources(device="cuda", gpus_per_node=4, tasks_per_node=4, gpu_request="gres"),
         log_dir=Path("/my store/it's/logs"),
+    ),
+    "gres_of_a_type": request(
+        resources=Resources(
+            device="cuda",
+            gpus_per_node=4,
+            tasks_per_node=4,
+            gpu_request="gres",
+            gpu_type="a100",
+            mem_gb=0,
+            exclusive="user",
+            extra={"gres": "nvme:1"},
+        ),
+    ),
+    "gpus_per_task": request(
+        resources=Resources(
+            nodes=2,
+            device="cuda",
+            gpus_per_node=4,
+            tasks_per_node=2,
+            gpu_request="gpus-per-task",
+            gpu_type="h100",
+            cpu_bind="threads",
+        ),
     ),
 }
 
@@ -125,7 +153,9 @@ def test_slurm_accepts_the_scripts(slurm: PrivateSlurm, case: str, plain_shell: 
 
 @pytest.mark.slurm
 def test_a_cluster_of_two_times_eight_gpus_accepts_the_full_script(plain_shell: None) -> None:
-    resources = replace(FULL, partition=None, account=None, qos=None, constraint=None, exclude=None)
+    names = ("partition", "account", "qos", "constraint", "exclude")
+    absent = dict.fromkeys((*names, "nodelist", "reservation", "licenses"))
+    resources = replace(FULL, extra={"nice": 10}, **absent)
     text = SlurmExecutor().render(request(resources=resources))
     with PrivateSlurm(num_nodes=2, cpus=96, gpus=8) as cluster:
         cluster.run("scontrol", "update", "nodename=n1,n2", "comment=x", check=False)
@@ -182,7 +212,7 @@ PLACES: dict[str, Callable[[str, JobRequest], JobRequest]] = {
     "qos": lambda v, r: replace(r, resources=replace(r.resources, qos=v)),
     "constraint": lambda v, r: replace(r, resources=replace(r.resources, constraint=v)),
     "exclude": lambda v, r: replace(r, resources=replace(r.resources, exclude=v)),
-    "extra value": lambda v, r: replace(r, resources=replace(r.resources, extra={"licenses": v})),
+    "extra value": lambda v, r: replace(r, resources=replace(r.resources, extra={"wckey": v})),
     "extra key": lambda v, r: replace(r, resources=replace(r.resources, extra={v: "1"})),
 }
 HOSTILE = [(place, payload) for place in PLACES for payload in PAYLOADS]

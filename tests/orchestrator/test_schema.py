@@ -14,15 +14,8 @@ from pydantic import ValidationError
 from cluster.contract import Resources
 from orchestrator.editor_schema import json_schema
 from orchestrator.load import load_recipe
-from orchestrator.schema import (
-    ClusterSpec,
-    RecipeHeader,
-    ResourcesSpec,
-    TrackingSpec,
-    config_class,
-    job_resources,
-    stage_class,
-)
+from orchestrator.job_schema import ClusterSpec, ResourcesSpec, job_resources
+from orchestrator.schema import RecipeHeader, TrackingSpec, config_class, stage_class
 from orchestrator.shards import RECIPE_KINDS
 from recipes.catalog import STAGES
 from tests.orchestrator.recipes_for_tests import GOLDEN, SHIPPED, SMALL, faults_of, load_text
@@ -39,12 +32,12 @@ def _resources(own: dict[str, Any], cluster: dict[str, Any], **facts: bool) -> R
 
 def test_a_stage_overrides_the_resources_of_the_cluster_and_keeps_the_rest() -> None:
     found = _resources(
-        {"nodes": 2, "gpus_per_node": 8, "hours": 24, "extra": {"b": 2}},
-        {"partition": "gpu", "hours": 4, "cpus_per_task": 8, "extra": {"a": 1, "b": 1}},
+        {"nodes": 2, "gpus_per_node": 8, "hours": 24, "extra": {"nice": 2}},
+        {"partition": "gpu", "hours": 4, "cpus_per_task": 8, "extra": {"begin": 1, "nice": 1}},
     )
     assert (found.nodes, found.gpus_per_node, found.tasks_per_node) == (2, 8, 8)
     assert (found.partition, found.hours, found.cpus_per_task) == ("gpu", 24, 8)
-    assert found.extra == {"a": 1, "b": 2}
+    assert found.extra == {"begin": 1, "nice": 2}
     assert found.world_size == 16
 
 
@@ -58,7 +51,7 @@ def test_a_stage_overrides_the_resources_of_the_cluster_and_keeps_the_rest() -> 
         ({"device": "cuda"}, False, "cuda", 1, 1),
         ({"device": "cpu", "gpus_per_node": 8}, True, "cpu", 0, 1),
         ({"device": "cpu", "tasks_per_node": 4}, True, "cpu", 0, 4),
-        ({"gpus_per_node": 2, "tasks_per_node": 4}, True, "cuda", 2, 4),
+        ({"gpus_per_node": 4, "tasks_per_node": 2}, True, "cuda", 4, 2),
     ],
 )
 def test_the_device_follows_what_was_asked_for_and_what_there_is(
@@ -96,7 +89,7 @@ def test_no_value_of_a_job_can_begin_a_new_line_of_its_script(field: str, text: 
         elif field == "experiment":
             TrackingSpec(experiment=text)
         else:
-            value: Any = {"licenses": text} if field == "extra" else text
+            value: Any = {"wckey": text} if field == "extra" else text
             ResourcesSpec.model_validate({field: value})
 
 

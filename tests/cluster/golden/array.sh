@@ -28,6 +28,7 @@ unset SLURM_EXPORT_ENV
 export HOME=/home/ann
 export PATH=/usr/bin:/bin
 export PYTHONPATH=/store/code/0123
+export ORCHESTRATE_SCRIPT="$0"
 on_term() { trap '' TERM USR2; signalled=1; /env/bin/python -P -m cluster.epilogue "${target[@]}" --exit-code 143 --signalled; }
 trap on_term TERM
 trap signalled=1 USR2

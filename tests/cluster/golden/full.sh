@@ -11,11 +11,14 @@
 #SBATCH --exclusive
 #SBATCH --export=NONE
 #SBATCH --gpus-per-node=8
+#SBATCH --gres=nvme:1
 #SBATCH --job-name=dpc.pretrain-0123456789ab-s1
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --licenses=scratch:1
 #SBATCH --mail-user=ann@example.org
 #SBATCH --mem=205312M
 #SBATCH --nice=10
+#SBATCH --nodelist='n[01-02]'
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --open-mode=append
@@ -23,6 +26,7 @@
 #SBATCH --partition=gpu
 #SBATCH --qos=long
 #SBATCH --requeue
+#SBATCH --reservation=school
 #SBATCH --signal=USR2@600
 #SBATCH --time=1440
 
@@ -32,6 +36,7 @@ unset SLURM_EXPORT_ENV
 export HOME=/home/ann
 export PATH=/usr/bin:/bin
 export PYTHONPATH=/store/code/0123
+export ORCHESTRATE_SCRIPT="$0"
 on_term() { trap '' TERM USR2; signalled=1; /env/bin/python -P -m cluster.epilogue /store/s1 --exit-code 143 --signalled; }
 trap on_term TERM
 trap signalled=1 USR2
@@ -40,7 +45,7 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /store/s1/logs/%j_%t_log.out --open-mode=append --kill-on-bad-exit=1 --nodes=2 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=12 /env/bin/python -P -m orchestrator.entry /store/s1 --submission 1 &
+srun --unbuffered --output /store/s1/logs/%j_%t_log.out --cpu-bind=cores --open-mode=append --kill-on-bad-exit=1 --nodes=2 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=12 /env/bin/python -P -m orchestrator.entry /store/s1 --submission 1 &
 
 
 # teardown
