@@ -41,5 +41,5 @@ def passage(point: str) -> None:
 
 
 def _restarts() -> int:
-    names = ("SLURM_RESTART_COUNT", "ORCHESTRATE_RESTART_COUNT")
+    names = ("SLURM_RESTART_COUNT", "ORCHESTRATE_RESTART_COUNT", "ORCHESTRATE_RESTART_BASE")
     return max(int(os.environ.get(name) or 0) for name in names)

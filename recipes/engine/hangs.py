@@ -21,7 +21,7 @@ def behind(beat: Beat) -> Beat:
     """The function that beats, with the wanted hang behind it; mostly the function itself."""
     kind, _, number = os.environ.get("ORCHESTRATE_FAULT", "").partition(":")
     mine = os.environ.get("RANK", "0") == os.environ.get("ORCHESTRATE_FAULT_RANK", "0")
-    names = ("SLURM_RESTART_COUNT", "ORCHESTRATE_RESTART_COUNT")
+    names = ("SLURM_RESTART_COUNT", "ORCHESTRATE_RESTART_COUNT", "ORCHESTRATE_RESTART_BASE")
     first = not any(int(os.environ.get(name) or 0) for name in names)
     if kind not in _KINDS or not mine or not first:
         return beat
