@@ -18,7 +18,7 @@ for stage in json.load(sys.stdin)["stages"]:
 endef
 export PRINT_REPORT
 
-.PHONY: help install install-dev quickstart test check format learn-check bench-data bench-train kill-soak clean
+.PHONY: help install install-dev quickstart test check format learn-check bench-data bench-train bench-peers kill-soak matrix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,14 @@ bench-data: install ## minutes: the data path against its targets, written to be
 bench-train: install ## minutes: training against hand-written loops, saves, restarts, logging
 	set -e; for name in engine_step engine_restart checkpoint_stall logging_cost; do \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/results; done
+
+bench-peers: install-dev ## half an hour: the same chain by other tools, in good times and in bad
+	bash .ci/apt.sh $(APT_PACKAGES)
+	$(BIN)/python benchmarks/peers.py --out benchmarks/results $(ARGS)
+
+matrix: install-dev ## an hour: each fault on each kind of SLURM, written to docs; goes on where it was stopped
+	bash .ci/apt.sh $(APT_PACKAGES)
+	$(BIN)/python -m tests.matrix.run $(ARGS)
 
 kill-soak: install-dev ## minutes: trainings killed at random moments must end bit-equal
 	$(BIN)/python benchmarks/kill_soak.py --out benchmarks/results

@@ -26,6 +26,7 @@ class Outcome:
     """What came of one case.
 
     Attributes:
+        ended: whether the command did.
         submit_seconds, done_seconds: from the start of the command to its end, and to the last
             stage's; None where that never came.
         starts: how often each stage was started.
@@ -36,6 +37,7 @@ class Outcome:
         said: the last line of the command, where it refused.
     """
 
+    ended: bool
     submit_seconds: float | None
     done_seconds: float | None
     starts: Mapping[str, int]
@@ -57,7 +59,7 @@ class Outcome:
         if self.pending:
             reasons = ", ".join(sorted(set(self.pending)))
             words.append(f"{len(self.pending)} jobs stay pending ({reasons})")
-        if self.submit_seconds is None:
+        if not self.ended:
             words.append("the command did not end")
         words += [f"`{self.said}`"] if self.said else []
         return "; ".join(words)
@@ -144,7 +146,8 @@ class Setting:
         failed = any(command.returncode not in (0, None) for command in commands) and ended
         lines = (self.folder / "output").read_text(encoding="utf-8").strip().splitlines()
         return Outcome(
-            submit_seconds=submit_seconds if ended else None,
+            ended=ended,
+            submit_seconds=submit_seconds,
             done_seconds=max(done) - began if len(done) >= len(STAGES) else None,
             starts=Counter(e["stage"] for e in events if e["what"] == "start"),
             finished=Counter(e["stage"] for e in events if e["what"] == "done"),
