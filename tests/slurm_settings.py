@@ -25,6 +25,8 @@ class Settings:
         cred_expire: seconds that a requeued job waits, less one; below 5 SLURM takes its default.
         slurmd_timeout: seconds after which a silent node counts as lost.
         message_timeout: seconds a client waits for the controller.
+        first_job_id: of the first job; ports that jobs choose by it must differ between clusters
+            that run at the same time.
         shares: folders that all nodes see besides the cluster's own.
     """
 
@@ -41,6 +43,7 @@ class Settings:
     cred_expire: int = 5
     slurmd_timeout: int = 20
     message_timeout: int = 10
+    first_job_id: int = 1
     shares: tuple[Path, ...] = ()
 
     @property
@@ -109,6 +112,7 @@ def _behaviour(settings: Settings) -> list[str]:
         "SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0",
         "PreemptType=preempt/partition_prio",
         f"PreemptMode={settings.preempt_mode}",
+        f"FirstJobId={settings.first_job_id}",
         f"JobRequeue={int(settings.job_requeue)}",
         f"KillWait={settings.kill_wait}",
         f"MinJobAge={settings.min_job_age}",

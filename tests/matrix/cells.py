@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
+_JOBS_OF_A_CELL = 20
 MODES = ("REQUEUE", "CANCEL")
 FAULTS = (
     "scontrol requeue",
@@ -57,6 +58,7 @@ class Cell:
             "user_signal": self.user_signal,
             "grace_seconds": 10 if self.user_signal else 0,
             "accounting": self.accounting,
+            "first_job_id": 100 + _JOBS_OF_A_CELL * [*all_cells(), *extra_cells()].index(self),
         }
 
 

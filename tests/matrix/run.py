@@ -66,7 +66,7 @@ no job and no process is left, no stage succeeded twice and no step before the l
 computed again.
 
 The number is what was lost, in seconds: from the last step whose work was kept to the first one
-behind it, thus work done again, the wait in the queue and the start, which is most of it, as several
+behind it, thus work done again, the wait in the queue and the start, which is most of it, because
 cells share two cores. In brackets the attempts, where there were more than two. A requeued job
 waits 6 s here (`cred_expire=5`; 121 s with SLURM's default). *Signal* is a grace time of 10 s with
 `preempt_send_user_signal`, *accounting* is slurmdbd.
