@@ -17,7 +17,7 @@ from cluster.causes import (
     root_cause,
 )
 from cluster.contract import ExitCode
-from cluster.exclusion import Placement, culprits
+from cluster.exclusion import Placement, culprits, silent_node
 
 MAX_STALLED_ATTEMPTS = 3
 MEMORY_FACTOR = 1.5
@@ -203,7 +203,11 @@ def _by_itself(ending: Ending, root: Root) -> _Found:
         reason = f"{', '.join(view.lost_nodes)} failed"
         return _Found(cause="node_failure", exit_code=code, reason=reason, self_ended=False)
     reason = ending.rules[cause].words
-    if cause == "killed" and code > FIRST_SIGNAL_CODE:
+    # The watchdog of a rank that is killed records it; where nobody on a node could, it is gone.
+    silent = silent_node(ending.failures, ending.placement) if root.failure is None else None
+    if cause == "killed" and silent is not None:
+        cause, reason = "communication", f"{silent} fell silent, and the others lost it"
+    elif cause == "killed" and code > FIRST_SIGNAL_CODE:
         reason = f"a rank was killed by signal {code - FIRST_SIGNAL_CODE}"
     elif cause == "unknown":
         reason = f"exit code {code}"

@@ -64,12 +64,12 @@ def culprits(
         node = placement.node_of(root.failure.rank, root.failure.host)
         return (node,) if node else ()
     if cause == "communication":
-        node = _silent(failures, placement) or _named(failures, placement)
+        node = silent_node(failures, placement) or _named(failures, placement)
         return (node,) if node else ()
     return ()
 
 
-def _silent(failures: Sequence[RankFailure], placement: Placement) -> str | None:
+def silent_node(failures: Sequence[RankFailure], placement: Placement) -> str | None:
     """The one node of which no rank left a word, not even by its watchdog, while all others did."""
     spoke = {placement.node_of(failure.rank, failure.host) for failure in failures}
     silent = [node for node in placement.nodes if node not in spoke]

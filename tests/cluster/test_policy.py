@@ -190,6 +190,17 @@ def test_the_node_that_left_no_word_is_the_one_the_others_lost() -> None:
     assert blamed(lost_peers(0, 2), three) == ("b",)
 
 
+def test_a_node_that_falls_silent_while_the_job_is_killed_is_a_lost_peer() -> None:
+    """srun reports the signal by which the ranks of that node ended, as if they had been killed."""
+    decision = decide(replace(ending(exit_code=137), failures=tuple(lost_peers(0, 1))))
+    assert (decision.cause, decision.exclude) == ("communication", ("n2",))
+    assert "n2 fell silent" in decision.reason
+    watched = [*lost_peers(0, 1), failure(137, "killed", rank=2)]
+    assert decide(replace(ending(exit_code=137), failures=tuple(watched))).cause == "killed"
+    assert decide(replace(ending(exit_code=137), failures=tuple(lost_peers(0)))).exclude == ("n2",)
+    assert decide(ending(exit_code=137)).cause == "killed"
+
+
 def test_the_node_that_all_others_complain_of_is_blamed() -> None:
     """As NCCL and PyTorch's store name a peer; an address that is no node's name says nothing."""
     to_n2 = "Connection closed by remote peer n2<47861>"
