@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import socket
 import time
 from collections import defaultdict
@@ -21,6 +21,7 @@ class StoreFacts:
 
     `numbers` are what the next submission of each stage is called. They are read before anything
     else: whoever decides on these facts and finds the number taken knows that somebody was faster.
+    `jobs` are the newest jobs of the stages without a result, and what the scheduler says of them.
     """
 
     def __init__(self, store: Store, stages: Sequence[tuple[str, str]]) -> None:
@@ -31,6 +32,7 @@ class StoreFacts:
         handles = {s: live_handle(f) for s, f in open_ones.items()}
         _await_cancelled([f for f in open_ones.values() if f.cancelled()])
         states = query_all([handle for handle in handles.values() if handle])
+        self.jobs = {stage: (handle, states[handle]) for stage, handle in handles.items() if handle}
         for stage, folder in folders.items():
             handle = handles.get(stage)
             running = handle is not None and states[handle].phase is not Phase.GONE
@@ -97,14 +99,17 @@ def live_handle(stage: StageDir) -> JobHandle | None:
 def _adopt(stage: StageDir, intent: dict[str, object]) -> JobHandle | None:
     from cluster.executors import make
 
-    with contextlib.suppress(SchedulerError, RuntimeError):
+    try:
         handle = make("slurm").find(str(intent["job_name"]), _task(intent))
-        if handle is not None:
-            fields = ("n", "run_id", "stage", "job_name", "resources", "tracking", "code")
-            values = {name: intent[name] for name in fields}
-            stage.record_submission(Submission(handle=handle, dependencies=(), **values))  # type: ignore[arg-type]
-            return handle
-    return None
+    except SchedulerError:
+        if shutil.which("squeue") is None:  # then it was no job of SLURM
+            return None
+        raise  # to go on without knowing could submit it twice
+    if handle is not None:
+        fields = ("n", "run_id", "stage", "job_name", "resources", "tracking", "code")
+        values = {name: intent[name] for name in fields}
+        stage.record_submission(Submission(handle=handle, dependencies=(), **values))  # type: ignore[arg-type]
+    return handle
 
 
 def _task(claim: dict[str, object]) -> int | None:

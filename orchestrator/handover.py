@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cluster import fsio
-from cluster.contract import ArrayRequest, Executor, JobHandle, Resources, SchedulerError
+from cluster import fsio, limits
+from cluster.batch import RequestError
+from cluster.contract import (
+    ArrayRequest,
+    Executor,
+    JobHandle,
+    JobRequest,
+    Resources,
+    SchedulerError,
+)
+from cluster.patience import UnknownOutcome
+from orchestrator.errors import Refused
 from orchestrator.facts import live_handle
 from orchestrator.jobs import array_name, job_name, job_request
 from orchestrator.policy import avoiding
+from orchestrator.rollback import Made, take_back
 from orchestrator.store import StageDir, Store, Submission
+
+_SUBMITTED = ("run", "resume")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +78,28 @@ def hand_over(
 ) -> SubmittedRun:
     """See to all orders, upstream first; parts of one stage are handed over together.
 
+    All or nothing: what is known to be impossible is refused before anything is submitted, and
+    when a job is refused all the same, those made before it are taken back.
+
     Raises:
-        SchedulerError: a job was refused; what was submitted before it stays.
+        Refused: a job that this site will never start.
+        RequestError: a value that no script may hold.
+        SchedulerError: a job was refused, or nobody answered; the message says what was done.
     """
     walk = _Walk(run=run, store=store, executor=executor)
     resources = avoiding(run["run_id"], store, [order.resources for order in orders])
     orders = [replace(one, resources=own) for one, own in zip(orders, resources, strict=True)]
+    walk.check([order for order in orders if order.action in _SUBMITTED])
     parts: dict[str, list[Order]] = {}
     for order in orders:
         parts.setdefault(order.part_of or "", []).append(order)
-    for order in orders:
-        if order.name not in walk.done:
-            # Parts of one stage have the same upstream: where one may be handed over, all may.
-            walk.see_to(parts[order.part_of] if order.part_of else [order])
+    try:
+        for order in orders:
+            if order.name not in walk.done:
+                # Parts of one stage have the same upstream: where one may be handed over, all may.
+                walk.see_to(parts[order.part_of] if order.part_of else [order])
+    except (SchedulerError, RequestError) as error:
+        raise take_back(walk.made, error, executor) from error
     stages = tuple(walk.done[order.name] for order in orders)
     return SubmittedRun(run_id=run["run_id"], stages=stages, handles=walk.handles)
 
@@ -90,10 +113,21 @@ class _Walk:
     executor: Executor
     done: dict[str, SubmittedStage] = field(default_factory=dict)
     handles: dict[str, JobHandle] = field(default_factory=dict)
+    made: list[Made] = field(default_factory=list)
+
+    def check(self, orders: Sequence[Order]) -> None:
+        """Refuse what cannot be submitted, or would wait for ever, before anything is written."""
+        requests = {order.name: self._request(order, "check") for order in orders}
+        for request in requests.values():
+            self.executor.render(request)
+        found = limits.problems(self.executor.name, requests)
+        if found:
+            lines = "\n".join(f"  {one}" for one in found)
+            raise Refused(f"this site cannot run it; nothing was submitted\n{lines}")
 
     def see_to(self, group: Sequence[Order]) -> None:
         """One stage, or all parts of one."""
-        wanted = [order for order in group if order.action in ("run", "resume")]
+        wanted = [order for order in group if order.action in _SUBMITTED]
         for order in group:
             if order.action == "attach":
                 self._note(order, "attach", live_handle(order.stage))
@@ -111,10 +145,10 @@ class _Walk:
         if not self._claim(order, name):
             self._attach(order)
             return
-        code, after = self.run["code"]["path"], self._after(order)
-        request = job_request(name, order.stage, order.n, order.resources, code, after)
         try:
-            handle = self.executor.submit(request)
+            handle = self.executor.submit(self._request(order, name))
+        except UnknownOutcome:
+            raise  # the claim stays open: the next submission looks for the job by its name
         except SchedulerError:
             self._record(order, name, None)
             raise
@@ -135,29 +169,30 @@ class _Walk:
         return None
 
     def _submit_claimed(self, mine: Mapping[int, Order], name: str) -> None:
-        code = self.run["code"]["path"]
-        tasks = tuple(
-            job_request(
-                name,
-                order.stage,
-                order.n,
-                order.resources,
-                code,
-                self._after(order),
-                task=task,
-                part_of=order.part_of,
-            )
-            for task, order in mine.items()
-        )
+        tasks = tuple(self._request(order, name, task) for task, order in mine.items())
         array = ArrayRequest(folder=self.store.array_dir(name), tasks=tasks)
         try:
             handles = self.executor.submit_array(array)
+        except UnknownOutcome:
+            raise
         except SchedulerError:
             for order in mine.values():
                 self._record(order, name, None)
             raise
         for order, handle in zip(mine.values(), handles, strict=True):
             self._record(order, name, handle)
+
+    def _request(self, order: Order, name: str, task: int | None = None) -> JobRequest:
+        return job_request(
+            name,
+            order.stage,
+            order.n,
+            order.resources,
+            self.run["code"]["path"],
+            self._after(order),
+            task=task,
+            part_of=order.part_of,
+        )
 
     def _claim(self, order: Order, name: str, task: int | None = None) -> bool:
         """Whether the stage is ours to submit; then all its job reads is written."""
@@ -191,10 +226,11 @@ class _Walk:
             )
         )
         if handle is not None:
+            self.made.append((order.name, order.stage, handle))
             self._note(order, order.action, handle)
 
     def _attach(self, order: Order) -> None:
-        self._note(order, "attach", _await_handle(order.stage, order.n))
+        self._note(order, "attach", _await_handle(order, self.executor))
 
     def _after(self, order: Order) -> tuple[JobHandle, ...]:
         return tuple(self.handles[name] for name in order.upstream if name in self.handles)
@@ -225,15 +261,34 @@ def chunks(parts: Sequence[Order], limit: int) -> Iterator[dict[int, Order]]:
         yield dict(enumerate(parts[start : start + limit]))
 
 
-def _await_handle(stage: StageDir, n: int, patience_seconds: float = 20.0) -> JobHandle | None:
-    """The handle the other submitter records a moment after its claim."""
-    deadline = time.monotonic() + patience_seconds
-    while time.monotonic() < deadline:
-        submission = stage.submission(n)
-        if submission is not None:
+def _await_handle(
+    order: Order, executor: Executor, patience_seconds: float = 60.0
+) -> JobHandle | None:
+    """The job of another submitter, who records it a moment after the claim or was killed there.
+
+    Raises:
+        SchedulerError: it came to no job, so what depends on it must not be submitted.
+    """
+    begun = asked = time.monotonic()
+    while (now := time.monotonic()) < begun + patience_seconds:
+        submission = order.stage.submission(order.n)
+        if submission is not None and submission.handle is not None:
             return submission.handle
+        if submission is not None:
+            raise SchedulerError(
+                f"stage {order.name}: somebody else submitted it at the same time and was refused"
+            )
+        if now - asked > 2.0:
+            asked = now
+            intent = order.stage.intent(order.n) or {}
+            with contextlib.suppress(SchedulerError):
+                handle = executor.find(str(intent["job_name"]), intent.get("task"))
+                if handle is not None:
+                    return handle
         time.sleep(0.1)
-    return None
+    raise SchedulerError(
+        f"stage {order.name}: somebody else began to submit it and has no job yet: try again later"
+    )
 
 
 def _tracking(run: Mapping[str, Any], order: Order, store: Store) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import fsio
+from cluster.batch import RequestError
 from cluster.contract import (
     ArrayRequest,
     JobHandle,
@@ -21,8 +22,11 @@ from cluster.contract import (
     Phase,
     SchedulerError,
 )
+from cluster.patience import UnknownOutcome
 from orchestrator import submit as submission
+from orchestrator.cancel import cancel, look
 from orchestrator.jobs import job_name
+from orchestrator.resume import resume
 from orchestrator.store import StageDir, Store
 from tests.e2e.conftest import TINY
 
@@ -38,16 +42,17 @@ class Scheduler:
     arrays: list[ArrayRequest] = field(default_factory=list)
     limit: int = 1001
     refuse_from: int = 10_000
+    refusal: str = "sbatch: exit code 1: Socket timed out"
 
     def submit(self, request: JobRequest) -> JobHandle:
         if len(self.requests) >= self.refuse_from:
-            raise SchedulerError("sbatch: exit code 1: Socket timed out")
+            raise SchedulerError(self.refusal)
         self.requests.append(request)
         return self._handle(len(self.requests))
 
     def submit_array(self, array: ArrayRequest) -> list[JobHandle]:
         if len(self.requests) >= self.refuse_from:
-            raise SchedulerError("sbatch: exit code 1: Socket timed out")
+            raise SchedulerError(self.refusal)
         self.arrays.append(array)
         handles = [self.submit(task) for task in array.tasks]
         return [replace(handle, array_size=len(handles)) for handle in handles]
@@ -149,6 +154,78 @@ def test_a_refused_submission_is_continued_where_it_stopped(
     assert len({request.target[0] for request in scheduler.requests}) == 7
 
 
+@pytest.mark.parametrize("accepted", [0, 3])
+def test_a_job_that_is_refused_takes_those_before_it_back(
+    store: Store, scheduler: Scheduler, accepted: int
+) -> None:
+    """All or nothing, and once the reason is gone the same command submits everything."""
+    scheduler.refuse_from, scheduler.refusal = accepted, "sbatch: exit code 1: Invalid account"
+    told = "taken back: index-synthetic-motion" if accepted else "nothing was submitted"
+    with pytest.raises(SchedulerError, match=f"Invalid account.*; .*{told}"):
+        _submit(store)
+    made = [str(number) for number in range(1, accepted + 1)]
+    assert scheduler.cancelled == made[::-1]
+    scheduler.gone.update(made)
+    scheduler.refuse_from = 10_000
+    run = _submit(store)
+    assert {stage.action for stage in run.stages} == {"run"}
+    assert len(scheduler.requests) == accepted + 7
+    assert all(_stage(store, run, stage.name).cancelled() is None for stage in run.stages)
+
+
+def test_jobs_attached_to_are_not_taken_back(store: Store, scheduler: Scheduler) -> None:
+    scheduler.refuse_from = 3  # away: the three stay
+    with pytest.raises(SchedulerError, match="stay submitted"):
+        _submit(store)
+    scheduler.refuse_from, scheduler.refusal = 5, "sbatch: exit code 1: Invalid account"
+    with pytest.raises(SchedulerError, match="taken back"):
+        _submit(store)
+    assert scheduler.cancelled == ["5", "4"]
+
+
+def test_what_no_script_may_hold_is_refused_before_anything_is_written(
+    store: Store, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(request: JobRequest) -> str:
+        raise RequestError("--account: a line break")
+
+    monkeypatch.setattr(scheduler, "render", render)
+    with pytest.raises(RequestError, match="line break"):
+        _submit(store)
+    assert not scheduler.requests and not list(store.root.glob("stages/*"))
+
+
+def test_whoever_meets_a_claim_that_came_to_no_job_submits_no_dependents(
+    store: Store, scheduler: Scheduler
+) -> None:
+    late = submission.prepare(store.root.parent / "tiny.yaml", [], store)
+    scheduler.refuse_from, scheduler.refusal = 0, "sbatch: exit code 1: Invalid account"
+    with pytest.raises(SchedulerError, match="nothing was submitted"):
+        _submit(store)
+    scheduler.refuse_from = 10_000
+    with pytest.raises(SchedulerError, match="somebody else submitted it at the same time"):
+        submission.submit(late, store, late.executor, ["orchestrate", "submit"])
+    assert not scheduler.requests
+
+
+def test_where_nobody_can_say_if_there_is_a_job_it_is_looked_for_by_the_next_command(
+    store: Store, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scheduler.submit
+
+    def unanswered(request: JobRequest) -> JobHandle:
+        made(request)
+        raise UnknownOutcome("sbatch: Socket timed out; whether job exists is not known")
+
+    monkeypatch.setattr(scheduler, "submit", unanswered)
+    with pytest.raises(UnknownOutcome, match="not known"):
+        _submit(store)
+    monkeypatch.setattr(scheduler, "submit", made)
+    run = _submit(store)
+    assert [stage.action for stage in run.stages] == ["attach", *["run"] * 6]
+    assert len(scheduler.requests) == 7
+
+
 def test_a_job_whose_submitter_was_killed_before_it_wrote_is_adopted(
     store: Store, scheduler: Scheduler
 ) -> None:
@@ -191,18 +268,18 @@ def test_resume_submits_what_is_broken_and_what_it_needs_only(
 ) -> None:
     run = _submit(store)
     scheduler.gone.update(str(number) for number in range(1, 8))
-    resumed = submission.resume(run.run_id, store, scheduler, stage="pretrain")
+    resumed = resume(run.run_id, store, scheduler, stage="pretrain").run
     assert [stage.name for stage in resumed.stages] == ["index-synthetic-motion", "pretrain"]
     assert len(scheduler.requests) == 9
     with pytest.raises(KeyError):
-        submission.resume(run.run_id, store, scheduler, stage="pretrian")
+        resume(run.run_id, store, scheduler, stage="pretrian")
 
 
 def test_cancel_marks_dependents_first_and_a_new_submission_clears_the_mark(
     store: Store, scheduler: Scheduler
 ) -> None:
     run = _submit(store)
-    names = submission.cancel(run.run_id, store, scheduler, stage="pretrain")
+    names = cancel(look(run.run_id, store, scheduler, "pretrain"), store, scheduler)
     assert names[-1] == "pretrain"
     assert set(names) == {"pretrain", "probe", "finetune", "retrieval", "report"}
     pretrain = _stage(store, run, "pretrain")
@@ -317,7 +394,7 @@ def test_resume_submits_only_the_broken_parts_as_a_smaller_array(
     run = _submit(divided)
     _finish(_stage(divided, run, PARTS[0]))
     scheduler.gone.update({"1", "2", "4", "5", "6"})  # part 2 still runs
-    again = submission.resume(run.run_id, divided, scheduler)
+    again = resume(run.run_id, divided, scheduler).run
     actions = {stage.name: stage.action for stage in again.stages}
     assert [actions[name] for name in PARTS] == ["reuse", "resume", "attach", "resume"]
     assert _numbers(scheduler.arrays[-1]) == [1, 3]
@@ -331,7 +408,7 @@ def test_a_single_broken_part_is_a_job_by_itself(divided: Store, scheduler: Sche
     for name in PARTS[:3]:
         _finish(_stage(divided, run, name))
     scheduler.gone.update("123456")
-    submission.resume(run.run_id, divided, scheduler)
+    resume(run.run_id, divided, scheduler)
     assert len(scheduler.arrays) == 1
     assert scheduler.requests[6].task is None
     assert "part-003" in scheduler.requests[6].name
@@ -417,7 +494,7 @@ def test_resume_lets_a_stage_take_the_parts_of_its_own_run(
     (divided.root.parent / "tiny.yaml").write_text(text, encoding="utf-8")
     _submit(divided)
     scheduler.gone.update(str(number) for number in range(7, 11))
-    submission.resume(mine.run_id, divided, scheduler)
+    resume(mine.run_id, divided, scheduler)
     spec = _stage(divided, mine, WHOLE).stage() or {}
     assert [p["ref"] for p in spec["inputs"]["parts"]] == [f"{name}.part" for name in PARTS]
 
@@ -432,7 +509,7 @@ def test_a_run_that_had_joined_anothers_parts_goes_on_without_them(
     joined = _submit(divided)
     assert [(s.name, s.action) for s in joined.stages] == [(WHOLE, "attach"), ("probe", "run")]
     scheduler.gone.update("1234567")  # the other run was cancelled
-    submission.resume(joined.run_id, divided, scheduler)
+    resume(joined.run_id, divided, scheduler)
     spec = _stage(divided, joined, WHOLE).stage() or {}
     assert spec["inputs"]["parts"] == []
     assert scheduler.requests[-2].after == ()
@@ -445,7 +522,7 @@ def test_a_finished_stage_asks_for_none_of_its_broken_parts(
     _finish(_stage(divided, run, WHOLE))
     _finish(_stage(divided, run, PARTS[1]))
     scheduler.gone.update("123456")
-    again = submission.resume(run.run_id, divided, scheduler)
+    again = resume(run.run_id, divided, scheduler).run
     assert [(s.name, s.action) for s in again.stages] == [
         (PARTS[1], "reuse"),
         (WHOLE, "reuse"),
@@ -456,7 +533,7 @@ def test_a_finished_stage_asks_for_none_of_its_broken_parts(
 
 def test_cancelling_a_stage_cancels_its_parts(divided: Store, scheduler: Scheduler) -> None:
     run = _submit(divided)
-    names = submission.cancel(run.run_id, divided, scheduler, stage=WHOLE)
+    names = cancel(look(run.run_id, divided, scheduler, WHOLE), divided, scheduler)
     assert set(names) == {WHOLE, "probe", *PARTS}
     assert set(scheduler.cancelled) == set("123456")
 
@@ -464,5 +541,5 @@ def test_cancelling_a_stage_cancels_its_parts(divided: Store, scheduler: Schedul
 def test_resuming_a_stage_resumes_its_parts(divided: Store, scheduler: Scheduler) -> None:
     run = _submit(divided)
     scheduler.gone.update("123456")
-    again = submission.resume(run.run_id, divided, scheduler, stage=WHOLE)
+    again = resume(run.run_id, divided, scheduler, stage=WHOLE).run
     assert [stage.name for stage in again.stages] == [*PARTS, WHOLE]

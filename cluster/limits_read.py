@@ -1,0 +1,143 @@
+"""Reads a site's limits from SLURM: its partitions, nodes, accounts and QOS; pure parsers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from cluster.contract import SchedulerError
+from cluster.limits import Account, Limits, Nodes, Quota, minutes_of
+from cluster.queue import parse_scontrol_config, parse_scontrol_job
+
+_SECONDS = 15
+_ACCOUNTING_SECONDS = 5
+_ASSOC = "format=Account,DefaultAccount,Partition,QOS,DefaultQOS,MaxSubmitJobs,MaxWall,MaxTRES"
+_QOS = "format=Name,MaxSubmitJobsPerUser,MaxWall,MaxTRES"
+
+
+def read_limits() -> Limits:
+    """Ask for the configuration, partitions and nodes, and for quotas where they are enforced.
+
+    Raises:
+        SchedulerError: the controller does not answer. A database that does not is passed over.
+    """
+    config = parse_scontrol_config(_ask("scontrol", "show", "config"))
+    partitions = parse_partitions(_ask("scontrol", "--oneliner", "show", "partition"))
+    nodes = parse_nodes(_ask("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G"))
+    enforced = config.get("AccountingStorageEnforce", "none")
+    if not set(enforced.split(",")) & {"associations", "limits", "qos", "safe", "all"}:
+        return Limits(config=config, partitions=partitions, nodes=nodes)
+    try:
+        accounts, default = parse_accounts(_sacctmgr("user", f"user={_me()}", "withassoc", _ASSOC))
+        quotas = parse_qos(_sacctmgr("qos", _QOS))
+    except SchedulerError:
+        return Limits(config=config, partitions=partitions, nodes=nodes)
+    known = [one.quota for one in accounts] + list(quotas.values())
+    counted = any(one.max_submit is not None for one in known)
+    return Limits(
+        config=config,
+        partitions=partitions,
+        nodes=nodes,
+        accounts=accounts,
+        qos=quotas,
+        in_queue=_in_queue() if counted else 0,
+        default_account=default,
+    )
+
+
+def _me() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def _in_queue() -> int:
+    mine = ("--user", str(os.geteuid()), "--states=PENDING,RUNNING,SUSPENDED,COMPLETING")
+    return len(_ask("squeue", "--noheader", "--array", "--format=%i", *mine).splitlines())
+
+
+def _sacctmgr(*words: str) -> str:
+    return _ask("sacctmgr", "-nP", "show", *words, seconds=_ACCOUNTING_SECONDS)
+
+
+def _ask(*command: str, seconds: float = _SECONDS) -> str:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
+    try:
+        done = subprocess.run(
+            command,
+            env={**kept, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SchedulerError(f"{command[0]}: {error}") from error
+    if done.returncode != 0:
+        raise SchedulerError(f"{command[0]}: exit code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+# -- parsing, pure ---------------------------------------------------------------------------------
+
+
+def parse_partitions(text: str) -> dict[str, dict[str, str]]:
+    """Read `scontrol -o show partition`: a line a partition, by name."""
+    rows = [parse_scontrol_job(line) for line in text.splitlines() if line.strip()]
+    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+
+
+def parse_nodes(text: str) -> list[Nodes]:
+    """Read `sinfo --noheader --exact --format=%R|%D|%c|%m|%G`."""
+    found = []
+    for line in text.splitlines():
+        partition, count, cpus, mem_mb, gres = line.split("|", 4)
+        found.append(
+            Nodes(
+                partition=partition.strip(),
+                count=int(count),
+                cpus=int(cpus),
+                mem_mb=int(mem_mb),
+                gres=gres.strip(),
+            )
+        )
+    return found
+
+
+def parse_accounts(text: str) -> tuple[list[Account], str]:
+    """Read the associations of a user; with the account that is taken where none is named."""
+    found, default = [], ""
+    for line in text.splitlines():
+        name, default, partition, qos, default_qos, submit, wall, tres = line.split("|")
+        quota = Quota(
+            where=f"account {name}",
+            max_submit=int(submit) if submit else None,
+            max_minutes=minutes_of(wall),
+            max_tres=_tres(tres),
+        )
+        names = tuple(one for one in qos.split(",") if one)
+        found.append(
+            Account(name=name, partition=partition, qos=names, default_qos=default_qos, quota=quota)
+        )
+    return found, default
+
+
+def parse_qos(text: str) -> dict[str, Quota]:
+    """Read all QOS."""
+    rows = [line.split("|") for line in text.splitlines() if line.strip()]
+    return {
+        name: Quota(
+            where=f"QOS {name}",
+            max_submit=int(submit) if submit else None,
+            max_minutes=minutes_of(wall),
+            max_tres=_tres(tres),
+        )
+        for name, submit, wall, tres in rows
+    }
+
+
+def _tres(text: str) -> dict[str, float]:
+    """`cpu=4,gres/gpu=2,mem=1G`: numbers; those with a unit are left out."""
+    pairs = (one.split("=", 1) for one in text.split(",") if "=" in one)
+    return {name: float(value) for name, value in pairs if re.fullmatch(r"[\d.]+", value)}

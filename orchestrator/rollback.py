@@ -1,0 +1,61 @@
+"""All or nothing: takes back the jobs of a submission one of whose jobs was refused."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+from collections.abc import Sequence
+
+from cluster import fsio
+from cluster.contract import Executor, JobHandle, SchedulerError
+from cluster.patience import Trouble, UnknownOutcome, trouble_of
+from orchestrator.store import SCHEMA_VERSION, StageDir
+
+Made = tuple[str, StageDir, JobHandle]
+
+
+def take_back(made: Sequence[Made], error: Exception, executor: Executor) -> Exception:
+    """Cancel the jobs made before `error`; the error that tells what became of them.
+
+    Jobs that were attached to are none of them. Where the scheduler does not answer they stay: they
+    are recorded, and the next submission goes on with them.
+
+    Args:
+        made: name of the stage, its folder and its job, in the order of submission.
+        error: why the next job was not made.
+        executor: whose jobs they are.
+    """
+    if not made:
+        unknown = isinstance(error, UnknownOutcome)
+        return error if unknown else _told(error, "nothing was submitted")
+    if trouble_of(error) is not Trouble.REFUSED:
+        return _told(error, _stays(made))
+    for _, stage, _ in reversed(made):
+        _mark(stage, str(error))
+    try:
+        executor.cancel([handle for _, _, handle in reversed(made)])
+    except SchedulerError as silence:
+        for _, stage, _ in made:
+            stage.cancel_file.unlink(missing_ok=True)
+        return _told(error, f"they could not be taken back ({silence}): {_stays(made)}")
+    jobs = ", ".join(f"{name} (job {handle.job_id})" for name, _, handle in made)
+    return _told(error, f"what had been submitted before it was taken back: {jobs}")
+
+
+def _stays(made: Sequence[Made]) -> str:
+    names = ", ".join(name for name, _, _ in made)
+    return f"{names} stay submitted, and the same command later goes on from there"
+
+
+def _mark(stage: StageDir, why: str) -> None:
+    """Before the signal: a job that ends of it must not come back by itself."""
+    who = {"user": getpass.getuser(), "host": socket.gethostname(), "at": time.time()}
+    fsio.write_json(
+        stage.cancel_file,
+        {"schema_version": SCHEMA_VERSION, **who, "reason": f"a job after it was refused: {why}"},
+    )
+
+
+def _told(error: Exception, what: str) -> Exception:
+    return type(error)(f"{str(error).rstrip('.')}; {what}")
