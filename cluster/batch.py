@@ -186,18 +186,13 @@ def _gpus(resources: Resources) -> dict[str, str | int | bool]:
         return {"gres": ",".join([f"gpu:{kind}{resources.gpus_per_node}", *other])}
     asked: dict[str, str | int | bool] = {"gres": other[0]} if other else {}
     if resources.gpu_request == "gpus-per-task":
-        return asked | {"gpus-per-task": f"{kind}{_gpus_per_task(resources)}"}
+        if resources.gpus_per_node != resources.tasks_per_node:
+            raise RequestError(
+                f"gpu_request gpus-per-task: {resources.gpus_per_node} GPUs for"
+                f" {resources.tasks_per_node} ranks a node are not one each"
+            )
+        return asked | {"gpus-per-task": f"{kind}1"}
     return asked | {"gpus-per-node": f"{kind}{resources.gpus_per_node}"}
-
-
-def _gpus_per_task(resources: Resources) -> int:
-    each, left = divmod(resources.gpus_per_node, resources.tasks_per_node)
-    if left:
-        raise RequestError(
-            f"gpu_request gpus-per-task: {resources.gpus_per_node} GPUs cannot be shared out evenly"
-            f" over {resources.tasks_per_node} ranks a node"
-        )
-    return each
 
 
 def _additional(request: JobRequest, minutes: int) -> dict[str, str | int | bool]:
@@ -245,7 +240,7 @@ def _srun_args(resources: Resources) -> list[str]:
     """
     more = []
     if resources.gpus_per_node and resources.gpu_request == "gpus-per-task":
-        more.append(f"--gpus-per-task={_gpus_per_task(resources)}")
+        more.append("--gpus-per-task=1")
     if resources.cpu_bind is not None and resources.tasks_per_node > 1:
         more.append(f"--cpu-bind={_check_option('cpu_bind', resources.cpu_bind)}")
     return [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.contract import PythonEnvironment
 from recipes.config import Strict
@@ -42,12 +43,24 @@ def _image(text: str) -> str:
     return one_line(text)
 
 
+def _module(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/+@=-]{0,127}", text):
+        raise ValueError("the name of a module, such as cuda/12.4")
+    return text
+
+
+def _option(text: str) -> str:
+    if not re.match(r"--?[A-Za-z]", text):
+        raise ValueError("an option in one word, such as --overlay=/path")
+    return one_line(text)
+
+
 Line = Annotated[str, Field(min_length=1), AfterValidator(one_line)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_place)]
 Bind = Annotated[str, Field(min_length=1), AfterValidator(_bind)]
 Image = Annotated[str, Field(min_length=1), AfterValidator(_image)]
-Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+@=-]{0,127}$")]
-Option = Annotated[str, Field(pattern=r"^--?[A-Za-z]"), AfterValidator(one_line)]
+Module = Annotated[str, AfterValidator(_module)]
+Option = Annotated[str, AfterValidator(_option)]
 
 
 class _Environment(Strict):
@@ -98,9 +111,14 @@ class ModulesSpec(_Environment):
     """Environment modules, for the Python that submits or for one of theirs."""
 
     kind: Literal["modules"]
-    load: tuple[Module, ...] = Field(
-        min_length=1, description="modules, loaded in this order before anything else"
-    )
+    load: tuple[Module, ...] = Field(description="modules, loaded in this order")
+
+    @field_validator("load")
+    @classmethod
+    def _not_empty(cls, load: tuple[str, ...]) -> tuple[str, ...]:
+        if not load:
+            raise ValueError("at least one module")
+        return load
 
 
 class ApptainerSpec(_Environment):

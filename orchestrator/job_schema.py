@@ -110,8 +110,8 @@ class ResourcesSpec(Strict):
     @classmethod
     def _can_be_shared_out(cls, request: str, info: ValidationInfo) -> str:
         gpus, ranks = info.data.get("gpus_per_node"), info.data.get("tasks_per_node")
-        if request == "gpus-per-task" and gpus and ranks and gpus % ranks:
-            raise ValueError(f"not gpus-per-task: {ranks} ranks a node cannot share {gpus} GPUs")
+        if request == "gpus-per-task" and gpus and ranks and gpus != ranks:
+            raise ValueError(f"not gpus-per-task: {gpus} GPUs for {ranks} ranks are not one each")
         return request
 
     @field_validator("mem_per_gpu_gb")

@@ -68,6 +68,8 @@ def build_recipe(composed: SourceMap) -> Recipe:
     written = _validate_stages(build, header.seed if header else 0)
     specs = with_parts(with_data_stages(written))
     _check_inputs(build, specs)
+    if header is not None:
+        _check_resources(build, written, header)
     if build.faults or header is None:
         raise RecipeErrors(sorted(build.faults, key=lambda each: (each.file, each.line or 0)))
     fields = {name: getattr(header, name) for name in type(header).model_fields}
@@ -242,6 +244,24 @@ def _check_inputs(build: _Build, specs: Mapping[str, StageSpec]) -> None:
         missing_inputs = getattr(spec, "missing_inputs", None)
         for words in missing_inputs(tuple(spec.inputs)) if missing_inputs else ():
             build.fault(("stages", name, "inputs"), words)
+
+
+def _check_resources(build: _Build, specs: Mapping[str, StageSpec], header: RecipeHeader) -> None:
+    """What a stage asks for must also fit together with what it takes from the cluster."""
+    from pydantic import ValidationError
+
+    from orchestrator.job_schema import merged
+    from orchestrator.schema import config_class
+
+    for name, spec in specs.items():
+        try:
+            merged(spec.resources, header.cluster, cpu_only=config_class(spec.kind).DEVICE == "cpu")
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            key = str(detail["loc"][0]) if detail["loc"] else ""
+            words = str(detail.get("ctx", {}).get("error", detail["msg"]))
+            hint = "together with what cluster.resources gives"
+            build.fault(("stages", name, "resources"), f"{key}: {words}", None, hint)
 
 
 def _node(name: str, spec: StageSpec) -> Node:

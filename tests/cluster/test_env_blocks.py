@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from cluster.batch import RequestError, parameters
 from cluster.contract import JobRequest, PythonEnvironment, Resources
 from cluster.env_blocks import host_python, rank_python
 from cluster.slurm import SlurmExecutor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cluster.contract import Resources
+from cluster.contract import Resources, resources_from
 from orchestrator.editor_schema import json_schema
-from orchestrator.load import load_recipe
 from orchestrator.job_schema import ClusterSpec, ResourcesSpec, job_resources
+from orchestrator.load import load_recipe
 from orchestrator.schema import RecipeHeader, TrackingSpec, config_class, stage_class
 from orchestrator.shards import RECIPE_KINDS
 from recipes.catalog import STAGES
@@ -278,3 +279,147 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_needs() -> None:
         assert f"# orchestrate submit recipes/{file.name}" in head
         for word in ("# Needs:", "# Costs:", "# Compared with"):
             assert word in head, (file.name, word)
+
+
+# Sites: what goes together, and what is told of what does not.
+
+CLUSTER = "cluster:\n  executor: slurm\n  resources: {{{resources}}}\n{more}"
+
+
+def _site(tmp_path: Path, resources: str = "", more: str = "", stage: str = "") -> Any:
+    text = SMALL + CLUSTER.format(resources=resources, more=more)
+    if stage:
+        text = text.replace("    kind: pretrain\n", f"    kind: pretrain\n    resources: {stage}\n")
+    return faults_of(tmp_path, text).errors
+
+
+@pytest.mark.parametrize(
+    ("resources", "path", "words"),
+    [
+        ("gpu_type: a100, gpus_per_node: 0", "gpu_type", "where none is asked for"),
+        ("gpu_type: a100, device: cpu", "gpu_type", "where none is asked for"),
+        ("gpu_type: 'a100:4'", "gpu_type", "a name of letters"),
+        ("gpu_request: gpu", "gpu_request", "`gpus-per-task` or `gres`"),
+        ("tasks_per_node: 8, gpus_per_node: 4", "gpus_per_node", "two ranks cannot share a GPU"),
+        (
+            "tasks_per_node: 2, gpus_per_node: 4, gpu_request: gpus-per-task",
+            "gpu_request",
+            "4 GPUs for 2 ranks are not one each",
+        ),
+        ("mem_gb: 100, mem_per_gpu_gb: 50", "mem_per_gpu_gb", "either mem_gb or mem_per_gpu_gb"),
+        ("device: cpu, mem_per_gpu_gb: 50", "mem_per_gpu_gb", "where no GPU is asked for"),
+        ("exclusive: all", "exclusive", "true or false or `user`"),
+        ("extra: {exclusive: true}", "extra", "`resources.exclusive` instead"),
+        ("extra: {mail_typ: END}", "extra", "did you mean `mail-type`?"),
+        ("extra: {output: x}", "extra", "output is none of them"),
+    ],
+)
+def test_resources_that_do_not_go_together_are_told_with_their_line(
+    tmp_path: Path, resources: str, path: str, words: str
+) -> None:
+    (fault,) = _site(tmp_path, resources)
+    assert fault.path == f"cluster.resources.{path}"
+    assert words in fault.expected
+    assert fault.file.endswith(".yaml") and fault.line == SMALL.count("\n") + 3
+
+
+@pytest.mark.parametrize(
+    ("env", "path", "words"),
+    [
+        ("{kind: docker, image: x}", "env", "one of `venv`, `conda`"),
+        ("{kind: venv}", "env.path", "required"),
+        ("{kind: venv, path: /x, image: /y.sif}", "env.image", "no such key here"),
+        ("{kind: conda}", "env", "either name or prefix"),
+        ("{kind: conda, name: a, prefix: /b}", "env", "either name or prefix"),
+        ("{kind: conda, name: a}", "env", "with a name also sh"),
+        ("{kind: modules, load: []}", "env.load", "at least one module"),
+        ("{kind: modules, load: ['cuda; rm']}", "env.load.0", "the name of a module"),
+        ("{kind: apptainer, image: /x.sif, bind: ['data:/x']}", "env.bind.0", "absolute paths"),
+        ("{kind: apptainer, image: /x.sif, bind: ['/a,/b']}", "env.bind.0", "absolute paths"),
+        ("{kind: apptainer, image: /x.sif, args: [exec]}", "env.args.0", "an option in one word"),
+        ("{kind: pyxis, image: a, mounts: ['/a:b']}", "env.mounts.0", "an absolute path"),
+    ],
+)
+def test_environments_that_cannot_be_are_told_with_their_line(
+    tmp_path: Path, env: str, path: str, words: str
+) -> None:
+    (fault,) = _site(tmp_path, more=f"  env: {env}\n")
+    assert fault.path == f"cluster.{path}"
+    assert words in fault.expected
+    assert fault.line == SMALL.count("\n") + 4
+
+
+def test_an_environment_is_none_of_the_local_executors_business(tmp_path: Path) -> None:
+    text = SMALL + "cluster: {executor: local, env: {kind: venv, path: /x}}\n"
+    (fault,) = faults_of(tmp_path, text).errors
+    assert (fault.path, "executor local" in fault.expected) == ("cluster.env", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("WANDB_API_KEY", "cluster.env_file"),
+        ("HF_TOKEN", "cluster.env_file"),
+        ("MLFLOW_TRACKING_PASSWORD", "cluster.env_file"),
+        ("AWS_SECRET_ACCESS_KEY", "cluster.env_file"),
+        ("*", "PREFIX_*"),
+        ("A B", "PREFIX_*"),
+        ("A=1", "PREFIX_*"),
+    ],
+)
+def test_a_credential_is_not_passed_on_to_jobs(tmp_path: Path, name: str, words: str) -> None:
+    (fault,) = _site(tmp_path, more=f"  pass_env: [SITE_SCRATCH, AB_*, '{name}']\n")
+    assert fault.path == "cluster.pass_env.2"
+    assert words in fault.expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "stage", "words"),
+    [
+        ("gpus_per_node: 4", "{tasks_per_node: 8}", "two ranks cannot share a GPU"),
+        ("gpus_per_node: 0", "{device: cuda}", "at least 1"),
+    ],
+)
+def test_a_stage_that_does_not_fit_its_cluster_is_told(
+    tmp_path: Path, resources: str, stage: str, words: str
+) -> None:
+    faults = _site(tmp_path, resources, stage=stage)
+    assert ("stages.pretrain.resources", True) in [
+        (fault.path, words in fault.expected) for fault in faults
+    ]
+
+
+def test_what_belongs_to_gpus_falls_where_a_stage_takes_none() -> None:
+    cluster = {"gpus_per_node": 4, "gpu_type": "a100", "mem_per_gpu_gb": 60, "reservation": "r"}
+    gpus = _resources({}, cluster, has_gpus=True)
+    assert (gpus.gpu_type, gpus.mem_gb, gpus.reservation) == ("a100", 240, "r")
+    assert _resources({"mem_gb": 100}, cluster, has_gpus=True).mem_gb == 100
+    assert _resources({"gpus_per_node": 2}, cluster, has_gpus=True).mem_gb == 120
+    for found in (
+        _resources({"device": "cpu"}, cluster, has_gpus=True),
+        _resources({}, cluster, has_gpus=True, cpu_only=True),
+    ):
+        assert (found.gpu_type, found.mem_gb, found.gpus_per_node) == (None, None, 0)
+
+
+@pytest.mark.parametrize("asked", ["auto", "gres"])
+def test_auto_is_what_the_site_takes(asked: str) -> None:
+    found = job_resources(
+        ResourcesSpec.model_validate({"gpu_request": asked}),
+        ClusterSpec(),
+        has_gpus=True,
+        gpu_request="gpus-per-task",
+    )
+    assert found.gpu_request == ("gres" if asked == "gres" else "gpus-per-task")
+
+
+def test_resources_survive_the_record_of_a_run(tmp_path: Path) -> None:
+    env = {"kind": "apptainer", "image": "~/i.sif", "load": ["apptainer"], "bind": ["~/a:/b:ro"]}
+    cluster = {"executor": "slurm", "env": env, "pass_env": ["A_*"], "env_file": "~/f"}
+    spec = ClusterSpec.model_validate(cluster)
+    found = job_resources(ResourcesSpec(exclusive="user"), spec, has_gpus=True, data=["/videos"])
+    assert resources_from(json.loads(json.dumps(asdict(found)))) == found
+    home = str(Path.home())
+    assert found.environment is not None and found.env_file == f"{home}/f"
+    assert found.environment.place == f"{home}/i.sif"
+    assert found.environment.binds == (f"{home}/a:/b:ro", "/videos")

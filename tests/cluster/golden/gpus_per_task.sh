@@ -4,11 +4,11 @@
 #SBATCH --chdir=/store/s1/logs
 #SBATCH --cpus-per-task=1
 #SBATCH --export=NONE
-#SBATCH --gpus-per-task=h100:2
+#SBATCH --gpus-per-task=h100:1
 #SBATCH --job-name=dpc.pretrain-0123456789ab-s1
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=2
+#SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
 #SBATCH --output=/store/s1/logs/%j_0_log.out
 #SBATCH --requeue
@@ -28,7 +28,7 @@ trap signalled=1 USR2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /store/s1/logs/%j_%t_log.out --gpus-per-task=2 --cpu-bind=threads --open-mode=append --kill-on-bad-exit=1 --nodes=2 --ntasks=4 --ntasks-per-node=2 --cpus-per-task=1 /env/bin/python -P -m orchestrator.entry /store/s1 --submission 1 &
+srun --unbuffered --output /store/s1/logs/%j_%t_log.out --gpus-per-task=1 --cpu-bind=threads --open-mode=append --kill-on-bad-exit=1 --nodes=2 --ntasks=8 --ntasks-per-node=4 --cpus-per-task=1 /env/bin/python -P -m orchestrator.entry /store/s1 --submission 1 &
 
 
 # teardown
