@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.store import SCHEMA_VERSION, Store
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from orchestrator.checkup import Check
     from orchestrator.logs import LogLine
     from orchestrator.plan import Plan
+    from orchestrator.resume import Resumed
     from orchestrator.status import RunStatus
     from orchestrator.submit import Prepared, SubmittedRun
+    from orchestrator.why import Answer
     from tracking.ancestry import Ancestry, Direction, Item
     from tracking.sync import RunSync
 
@@ -97,14 +100,50 @@ def show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
     return emit(checks_view(checks), sys.stdout)
 
 
-def show_cancelled(run_id: str, names: Sequence[str], *, as_json: bool) -> None:
-    """Which stages were stopped."""
+def show_why(run: RunStatus, found: Sequence[Answer], *, alone: bool, as_json: bool) -> None:
+    """Why stages stand as they do; alone, one of them tells all of itself."""
     if as_json:
-        fields = {"run": run_id, "cancelled": list(names)}
+        from orchestrator.why import to_json
+
+        return print_json(to_json(run, found))
+    from orchestrator.view import emit
+    from orchestrator.why_view import why_view
+
+    return emit(why_view(run, found, alone=alone), sys.stdout)
+
+
+def show_left(resumed: Resumed, store: Store) -> None:
+    """What a resume of one stage leaves broken, on stderr."""
+    if resumed.left:
+        from orchestrator.explain import Commands
+        from orchestrator.view import names
+
+        again = Commands.of(resumed.run.run_id, store).resume()
+        print(f"not continued: {names(resumed.left)}; `{again}` does", file=sys.stderr)
+
+
+def show_cancelled(
+    run_id: str,
+    names: Sequence[str],
+    kept: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    *,
+    as_json: bool,
+) -> None:
+    """Which stages were stopped, and which were left to other runs."""
+    if as_json:
+        fields = {
+            "run": run_id,
+            "cancelled": list(names),
+            "kept": {n: list(r) for n, r in kept.items()},
+        }
         return print_json({"schema_version": SCHEMA_VERSION, **fields})
     from orchestrator.groups import collapsed
 
-    return print(f"{run_id}: cancelled {', '.join(collapsed(names)) or 'nothing: all is done'}")
+    nothing = "nothing: none of it waits or runs"
+    print(f"{run_id}: cancelled {', '.join(collapsed(names)) or nothing}")
+    for name, runs in kept.items():
+        print(f"{run_id}: {name} goes on for {', '.join(runs)}")
+    return None
 
 
 def show_synced(reports: Sequence[RunSync], *, as_json: bool) -> None:

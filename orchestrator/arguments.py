@@ -43,6 +43,8 @@ Wait = Annotated[
     bool, typer.Option("--wait", help="Stay until the run is done; exit 1 if it failed.")
 ]
 
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
 
 class Listed(StrEnum):
     """What `list` lists."""
@@ -58,6 +60,27 @@ class Listed(StrEnum):
 def open_store(given: Path | None) -> Store:
     """The store that was named on the command line, or the default one."""
     return Store(given.expanduser().absolute() if given else default_store())
+
+
+def confirm(question: str, options: str, *, yes: bool, ask: bool = True) -> None:
+    """Go on only with a person's consent; whoever says no gets exit code 1.
+
+    Args:
+        question: what is about to happen.
+        options: what to say on the command line instead of an answer.
+        yes: consent was given there.
+        ask: whether somebody may be asked.
+
+    Raises:
+        Refused: there is no terminal to ask on; names the options.
+    """
+    from orchestrator.errors import Refused
+
+    if yes:
+        return
+    if not (ask and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Refused(f"{question}\n  nothing was done: {options}")
+    typer.confirm(question, abort=True, err=True)
 
 
 def command(
@@ -77,7 +100,7 @@ def command(
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
                 code = function(*args, **kwargs)
-            except (typer.Exit, BrokenPipeError):
+            except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
             except KeyboardInterrupt:
                 raise typer.Exit(130) from None

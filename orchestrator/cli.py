@@ -5,34 +5,29 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from orchestrator import doctor_commands, tracking_commands
+from orchestrator import doctor_commands, run_commands, tracking_commands
 from orchestrator.arguments import (
     DEBUG,
     Json,
     Listed,
     Overrides,
     Recipe,
-    Run,
     StoreOption,
-    Target,
     Wait,
     command,
     open_store,
 )
-
-if TYPE_CHECKING:
-    from cluster.contract import Executor
-    from orchestrator.store import Store
 
 _EPILOG = """\b
 Examples:
   orchestrate plan recipes/quickstart.yaml
   orchestrate submit recipes/quickstart.yaml seed=1
   orchestrate status
+  orchestrate why latest:pretrain
   orchestrate logs latest:pretrain -f
 \b
 Exit codes: 0 ok, 1 failed, 2 invalid input, 3 a problem of the site (scheduler, disk, rights).
@@ -148,117 +143,26 @@ def submit(
     return answers.finish(run, chosen, executor, wait=wait, as_json=as_json)
 
 
-@command(app, "status", "status quickstart-1a2b --watch", "status latest --json")
-def status(
-    run: Run = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Stay until the run is done; exit 1 if it failed.")
-    ] = False,
-    as_json: Json = False,
-    store: StoreOption = None,
-) -> int:
-    """Show a run: status, progress and trouble of each stage."""
-    from orchestrator import answers
-    from orchestrator.naming import find_run
-    from orchestrator.status import read_status
-
-    chosen = open_store(store)
-    run_id = find_run(chosen, run)
-    executor = _executor(chosen, run_id)
-    if not watch:
-        answers.show_status(read_status(run_id, chosen, executor), as_json=as_json)
-        return 0
-    from orchestrator.waiting import succeeded
-    from orchestrator.waiting import watch as watch_run
-
-    end = watch_run(run_id, chosen, executor, sys.stderr if as_json else sys.stdout)
-    answers.show_status(end, as_json=as_json)
-    return 0 if succeeded(end) else 1
-
-
-@command(app, "logs quickstart-1a2b:pretrain", "logs latest:pretrain -f --rank 0")
-def logs(
-    target: Target,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Stay and print what comes, until it is done.")
-    ] = False,
-    rank: Annotated[
-        int | None, typer.Option(min=0, help="Only this rank; without, all, rank 0 first.")
-    ] = None,
-    lines: Annotated[
-        int | None, typer.Option("--lines", "-n", min=0, help="Only the last N lines of each file.")
-    ] = None,
-    store: StoreOption = None,
-) -> None:
-    """Print what the ranks of a stage wrote, in all attempts."""
-    from orchestrator import answers
-    from orchestrator import logs as files
-    from orchestrator.naming import find_stage, find_target
-    from orchestrator.record import folder_jobs, stage_folder
-
-    chosen = open_store(store)
-    run_id, named = find_target(chosen, target)
-    stage = named or find_stage(chosen, run_id, "")
-    folder = stage_folder(run_id, stage, chosen)
-
-    def find() -> list[files.LogFile]:
-        return files.find_logs(folder.logs, rank=rank, jobs=folder_jobs(folder))
-
-    if follow:
-        from orchestrator.waiting import stage_is_done
-
-        done = stage_is_done(run_id, stage, chosen, _executor(chosen, run_id))
-        coming = files.follow(find, done, last=lines)
-        return answers.show_lines(coming, prefix=rank is None)
-    found = find()
-    if not found:
-        print(f"{run_id}:{stage} has written nothing yet in {folder.logs}", file=sys.stderr)
-    several = len({log.rank for log in found}) > 1
-    return answers.show_lines(files.read_lines(found, last=lines), prefix=several)
-
-
-@command(app, "resume quickstart-1a2b", "resume latest --stage finetune/ucf101-1")
-def resume(
-    run: Run = None,
-    stage: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Only this stage and what it needs.")
-    ] = None,
-    wait: Wait = False,
-    as_json: Json = False,
-    store: StoreOption = None,
-) -> int:
-    """Continue what is broken in a run, from its checkpoints.
-
-    It runs the code that the run was submitted with; after a fix of the code, submit again.
-    """
-    from orchestrator import answers
-    from orchestrator import submit as submission
-    from orchestrator.naming import find_run, find_stage
-
-    chosen = open_store(store)
-    run_id = find_run(chosen, run)
-    only = find_stage(chosen, run_id, stage) if stage else None
-    executor = submission.executor_for(chosen.read_run(run_id))
-    again = submission.resume(run_id, chosen, executor, only)
-    answers.show_submitted(again, chosen, as_json=as_json)
-    return answers.finish(again, chosen, executor, wait=wait, as_json=as_json)
-
-
-@command(app, "cancel quickstart-1a2b", "cancel latest:finetune")
-def cancel(target: Target, as_json: Json = False, store: StoreOption = None) -> None:
-    """Stop a run, or a stage and what depends on it.
-
-    `resume` continues it later.
-    """
-    from orchestrator import answers
-    from orchestrator import submit as submission
-    from orchestrator.naming import find_target
-
-    chosen = open_store(store)
-    run_id, stage = find_target(chosen, target)
-    executor = submission.executor_for(chosen.read_run(run_id))
-    names = submission.cancel(run_id, chosen, executor, stage)
-    answers.show_cancelled(run_id, names, as_json=as_json)
+command(app, "status", "status quickstart-1a2b --watch", "status latest --json")(
+    run_commands.status
+)
+command(app, "why", "why quickstart-1a2b:pretrain", "why latest:probe --json")(run_commands.why)
+command(
+    app,
+    "logs quickstart-1a2b:pretrain",
+    "logs latest:pretrain -f --rank 0",
+    "logs latest:pretrain --attempt 2 --grep 'nan|loss'",
+)(run_commands.logs)
+command(
+    app,
+    "resume quickstart-1a2b",
+    "resume latest --stage finetune/ucf101-1",
+    "resume latest --stage pretrain --nodes 1 --hours 48",
+)(run_commands.resume)
+command(app, "retry latest:probe", "retry quickstart-1a2b:pretrain --clear")(run_commands.retry)
+command(app, "cancel quickstart-1a2b", "cancel latest:finetune", "cancel latest --keep-shared")(
+    run_commands.cancel
+)
 
 
 @command(app, "list", "list recipes", name="list")
@@ -315,17 +219,6 @@ def schema(
         sys.stdout.write(text)
     else:
         output.write_text(text, encoding="utf-8")
-
-
-def _executor(store: Store, run_id: str) -> Executor | None:
-    """Whom to ask for a run's jobs; None where its executor does not work on this machine."""
-    from cluster.contract import SchedulerError
-    from cluster.executors import make
-
-    try:
-        return make(str(store.read_run(run_id)["executor"]))
-    except (SchedulerError, ImportError, ValueError):
-        return None
 
 
 if __name__ == "__main__":

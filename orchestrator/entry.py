@@ -133,7 +133,6 @@ def _open_attempt(stage: StageDir, submission: int) -> Attempt:
     check_world_size(ranks, resources)
     os.environ.update(ranks.export())
     os.environ.setdefault("OMP_NUM_THREADS", str(cpus_of_task(os.environ, resources)))
-    print(f"orchestrate: {placement(ranks, os.environ)}", flush=True)
     attempt = Attempt(
         stage=stage,
         submission=submission,
@@ -143,6 +142,8 @@ def _open_attempt(stage: StageDir, submission: int) -> Attempt:
         tracking=intent.get("tracking"),
         oom_kills=memory.oom_kills() or 0,
     )
+    # `logs --attempt` finds by this line where an attempt begins.
+    print(f"orchestrate: attempt {attempt.id}: {placement(ranks, os.environ)}", flush=True)
     fsio.make_dir(attempt.folder)
     hang_records.forget(attempt.folder, ranks.rank)
     attempt = replace(attempt, heart=_start_watchdog(attempt))

@@ -52,6 +52,10 @@ class RecipeErrors(Exception):
         super().__init__("\n".join(error.render() for error in self.errors))
 
 
+class Refused(Exception):
+    """What a person asked for is not done as it was asked; the text says why, and what would be."""
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """`did you mean X?` for the closest known name, else the list of what there is."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.contract import JobState, Phase
 from orchestrator.endings import Failure, ending, failure_of
 from orchestrator.logs import find_logs
-from orchestrator.pending import why_pending
+from orchestrator.pending import hopeless, why_pending
 from orchestrator.record import StageRecord
 from orchestrator.store import Store, default_store
 
@@ -137,7 +137,12 @@ def explain(
         return Told(reason=_cancelled(record.cancel), next=commands.resume())
     if status == "lost":
         return _lost(record, state, commands)
-    return Told(reason=_going_on(status, record, state, commands))
+    words = _going_on(status, record, state, commands)
+    if status == "waiting" and state is not None and hopeless(state.reason):
+        # Its dependents must go as well: they would never start.
+        again = f"{commands.cancel(str(record.plan['name']))} && {commands.resume()}"
+        return Told(reason=words, next=again)
+    return Told(reason=words)
 
 
 def explain_blocked(name: str, status: str, upstream: Told) -> Told:

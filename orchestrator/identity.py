@@ -109,29 +109,41 @@ def code_digest(modules: Iterable[str]) -> str:
     Comments, docstrings and blank lines do not count, nor does the frame every stage shares (the
     catalog and the contracts), so that adding a method leaves the keys of the others alone.
     """
+    return hashlib.sha256(canonical_json(code_closure(modules)).encode()).hexdigest()
+
+
+def code_closure(modules: Iterable[str], root: Path | None = None) -> dict[str, str]:
+    """The digest of each module that these run, themselves included.
+
+    Args:
+        modules: where to begin.
+        root: the folder of the package `recipes`, such as that of a snapshot; the one that was
+            imported by default.
+    """
+    root = root or _ROOT
     closure: dict[str, str] = {}
     pending = list(modules)
     while pending:
         module = pending.pop()
         if module in closure or module in _FRAME:
             continue
-        digest, imported = _scan(module)
+        digest, imported = _scan(module, root)
         if digest:
             closure[module] = digest
             pending += imported
-    return hashlib.sha256(canonical_json(closure).encode()).hexdigest()
+    return closure
 
 
 @cache
-def _scan(module: str) -> tuple[str, tuple[str, ...]]:
+def _scan(module: str, root: Path) -> tuple[str, tuple[str, ...]]:
     """Digest of one module's code with the data files it names, and the modules it imports."""
-    file = _file_of(module)
+    file = _file_of(module, root)
     if file is None:
         return "", ()
     code = normalize_code(file.read_text(encoding="utf-8"))
     digest = hashlib.sha256(code.encode())
     for name in sorted(set(_DATA_FILE.findall(code))):
-        for place in (file.parent / name, _ROOT / name):
+        for place in (file.parent / name, root / name):
             if place.is_file():
                 digest.update(hashlib.sha256(place.read_bytes()).digest())
                 break
@@ -139,8 +151,8 @@ def _scan(module: str) -> tuple[str, tuple[str, ...]]:
     return digest.hexdigest(), (*parents, *_imports(code))
 
 
-def _file_of(module: str) -> Path | None:
-    place = _ROOT.joinpath(*module.split(".")[1:])
+def _file_of(module: str, root: Path) -> Path | None:
+    place = root.joinpath(*module.split(".")[1:])
     for file in (place.with_suffix(".py"), place / "__init__.py"):
         if file.is_file():
             return file

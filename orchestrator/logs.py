@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.errors import Refused
+
 # One file a rank, `<job id>_<rank>_log.out`, as submitit names them; the local executor writes
 # `local` for the job.
 _NAME = re.compile(r"(?P<job>[A-Za-z0-9]+(?:_\d+)?)_(?P<rank>\d+)_log\.(?P<stream>out|err)")
 _CHUNK_BYTES = 1 << 20
+# What every rank writes when an attempt begins (orchestrator.entry), and the job when it ends.
+_ATTEMPT = re.compile(r"orchestrate: attempt (s\d+r\d+)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,48 @@ def read_lines(logs: Iterable[LogFile], last: int | None = None) -> Iterator[Log
             lines: Iterable[str] = stream if last is None else deque(stream, maxlen=last)
             for line in lines:
                 yield LogLine(rank=log.rank, text=_clean(line))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which lines a person wants: of one attempt, and such as match; None for all."""
+
+    attempt: str | None = None
+    pattern: re.Pattern[str] | None = None
+
+    def of(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
+        """Of these lines the wanted ones. In each rank's log a line says which attempt begins."""
+        current: dict[int, str] = {}
+        for line in lines:
+            if match := _ATTEMPT.match(line.text):
+                current[line.rank] = match[1]
+            mine = self.attempt is None or current.get(line.rank) == self.attempt
+            if mine and (self.pattern is None or self.pattern.search(line.text)):
+                yield line
+
+    def last(self, logs: Iterable[LogFile], count: int | None) -> Iterator[LogLine]:
+        """Of each file the wanted lines, or the last of them."""
+        for log in logs:
+            lines = self.of(read_lines([log]))
+            yield from lines if count is None else deque(lines, maxlen=count)
+
+
+def attempt_named(folder: Path, number: int | None) -> str | None:
+    """Id of the attempt with that number, from 1; None for None. Raises Refused: no such one."""
+    if number is None:
+        return None
+    ids = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if number > len(ids):
+        raise Refused(f"--attempt {number}: there were {len(ids)} attempts ({', '.join(ids)})")
+    return ids[number - 1]
+
+
+def pattern(text: str | None) -> re.Pattern[str] | None:
+    """The regular expression a person gave. Raises Refused: it is none."""
+    try:
+        return None if text is None else re.compile(text)
+    except re.error as error:
+        raise Refused(f"--grep {text!r} is no regular expression: {error}") from None
 
 
 @dataclass(kw_only=True)

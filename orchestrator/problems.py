@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.batch import RequestError
 from cluster.contract import SchedulerError
 from cluster.snapshot import SnapshotError
-from orchestrator.errors import RecipeErrors
+from orchestrator.errors import RecipeErrors, Refused
 from orchestrator.naming import UnknownName
 from tracking.backend import TrackingError
 
@@ -18,7 +18,7 @@ def describe(error: Exception) -> tuple[int, str]:
     """Exit code and message of an error that ended a command."""
     if isinstance(error, RecipeErrors):
         return INVALID_INPUT, str(error)
-    if isinstance(error, UnknownName | RequestError):
+    if isinstance(error, UnknownName | RequestError | Refused):
         return INVALID_INPUT, f"error: {error}"
     if isinstance(error, SchedulerError | SnapshotError | TrackingError):
         return SITE_PROBLEM, f"error: {error}"

@@ -1,4 +1,4 @@
-"""What submit, resume and cancel do: the orders of a plan, and the record of the run they make."""
+"""What submit does: the orders of a plan, and the record of the run that they make."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from cluster.contract import Executor, Resources, SchedulerError
+from cluster.contract import Executor, SchedulerError
 from orchestrator.facts import StoreFacts
 from orchestrator.handover import Order, SubmittedRun, SubmittedStage, hand_over
 from orchestrator.plan import Plan, PlannedStage, StageFacts, decide, load_recipe, make_plan
 from orchestrator.schema import Recipe
-from orchestrator.store import SCHEMA_VERSION, StageDir, Store
-from recipes.config import PARTS
+from orchestrator.store import SCHEMA_VERSION, Store
 
 __all__ = [
     "Prepared",
     "SubmittedRun",
     "SubmittedStage",
-    "cancel",
     "executor_for",
     "prepare",
-    "resume",
     "submit",
 ]
 
@@ -96,54 +93,6 @@ def submit(
     ]
     run = _write_run(prepared, store, argv, asdict(code))
     return hand_over(orders, run, store, executor)
-
-
-def resume(run_id: str, store: Store, executor: Executor, stage: str | None = None) -> SubmittedRun:
-    """Continue only what is broken in a run, with the code it was submitted with.
-
-    Raises:
-        KeyError: the run has no stage of that name.
-        SchedulerError: a job was refused.
-    """
-    run, entries = store.read_run(run_id), store.read_plan(run_id)["stages"]
-    named = {entry["name"]: entry for entry in entries}
-    if stage is not None and stage not in named:
-        raise KeyError(stage)
-    facts = StoreFacts(store, [(e["kind"], e["key"]) for e in entries])
-    wanted = set(named) if stage is None else _with_upstream(stage, entries)
-    known = {entry["name"]: facts(entry["kind"], entry["key"]) for entry in entries}
-    orders = []
-    for entry in entries:
-        fact, whole = known[entry["name"]], known.get(entry.get("part_of"))
-        action = "reuse" if fact.result else "attach" if fact.running else "resume"
-        asked_for = whole is None or whole.asks_for(entry["key"]) or action != "resume"
-        if entry["name"] in wanted and asked_for:
-            n = facts.numbers[entry["kind"], entry["key"]]
-            orders.append(_order_from_plan(store, entry, action, n, named))
-    return hand_over(orders, run, store, executor)
-
-
-def cancel(run_id: str, store: Store, executor: Executor, stage: str | None = None) -> list[str]:
-    """Stop a run's stages that are not finished, dependents first; returns their names.
-
-    With `stage`, only that stage, its parts and what depends on it.
-    """
-    entries = store.read_plan(run_id)["stages"]
-    names = {e["name"] for e in entries} if stage is None else _with_downstream(stage, entries)
-    cancelled, handles = [], []
-    for entry in reversed(entries):
-        folder = store.stage_dir(entry["kind"], entry["key"])
-        submission = folder.latest_submission()
-        if entry["name"] not in names or folder.result() is not None or submission is None:
-            continue
-        who = {"user": getpass.getuser(), "host": socket.gethostname(), "at": time.time()}
-        # Written before the signal: a job that ends of it must not requeue itself.
-        fsio.write_json(folder.cancel_file, {"schema_version": SCHEMA_VERSION, **who})
-        cancelled.append(entry["name"])
-        if submission.handle is not None:
-            handles.append(submission.handle)
-    executor.cancel(handles)
-    return cancelled
 
 
 def executor_for(run: Mapping[str, Any]) -> Executor:
@@ -228,60 +177,3 @@ def _order(store: Store, planned: PlannedStage, n: int) -> Order:
         part_of=planned.part_of,
         number=planned.part or 0,
     )
-
-
-def _order_from_plan(
-    store: Store, entry: Mapping[str, Any], action: str, n: int, named: Mapping[str, Any]
-) -> Order:
-    values = dict(entry["resources"])
-    values["setup"] = tuple(values["setup"])
-    return Order(
-        name=entry["name"],
-        key=entry["key"],
-        stage=store.stage_dir(entry["kind"], entry["key"]),
-        upstream=tuple(entry["upstream"]),
-        resources=Resources(**values),
-        action=action,
-        reason="",
-        policy=entry.get("policy", {}),
-        n=n,
-        spec=_spec_with_parts(store.stage_dir(entry["kind"], entry["key"]), entry, named),
-        part_of=entry.get("part_of"),
-        number=entry.get("part") or 0,
-    )
-
-
-def _spec_with_parts(
-    stage: StageDir, entry: Mapping[str, Any], named: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """What stage.json is to say where it merges parts: another run may have had another number.
-
-    In this run's plan it may have none, because at that time it was at work for the other one.
-    """
-    spec = stage.stage()
-    if spec is None or PARTS not in spec["inputs"]:
-        return None
-    parts = []
-    for ref in entry["inputs"].get(PARTS, ()):
-        name, _, artifact = ref.rpartition(".")
-        common = {"ref": ref, "artifact": artifact, "kind": "part"}
-        parts.append({**common, "stage": named[name]["stage"], "key": named[name]["key"]})
-    return {**spec, "inputs": {**spec["inputs"], PARTS: parts}}
-
-
-def _with_upstream(stage: str, entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    wanted = {stage}
-    for entry in reversed(entries):
-        if entry["name"] in wanted:
-            wanted.update(entry["upstream"])
-    return wanted
-
-
-def _with_downstream(stage: str, entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    if stage not in {entry["name"] for entry in entries}:
-        raise KeyError(stage)
-    wanted = {stage, *(entry["name"] for entry in entries if entry.get("part_of") == stage)}
-    for entry in entries:
-        if wanted & set(entry["upstream"]):
-            wanted.add(entry["name"])
-    return wanted

@@ -20,7 +20,7 @@ Invoke = Callable[..., Result]
 
 COMMANDS = (
     *("validate", "plan", "submit", "status", "logs"),
-    *("resume", "cancel", "list", "ui", "sync", "lineage", "doctor", "schema"),
+    *("why", "resume", "retry", "cancel", "list", "ui", "sync", "lineage", "doctor", "schema"),
 )
 
 RECIPE = """\
@@ -194,9 +194,11 @@ def test_cancel_names_what_it_stopped(
     run: FabricatedRun, executor: FakeExecutor, orchestrate: Invoke
 ) -> None:
     job = run.submitted("pretrain")
+    executor.phases = {job: Phase.RUNNING}
     result = orchestrate("cancel", "demo")
     assert result.stdout == "demo-0123abcd: cancelled pretrain\n"
     assert [one.job_id for one in executor.cancelled] == [job]
+    executor.phases = {}
     assert orchestrate("status", "--json").stdout.count('"cancelled"') == 2  # stage and run
 
 

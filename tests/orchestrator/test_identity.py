@@ -292,5 +292,5 @@ def test_the_modules_of_a_stage_are_those_its_config_names() -> None:
 @pytest.mark.parametrize("kind", STAGES)
 def test_the_closure_of_every_kind_reaches_its_run_module(kind: str) -> None:
     module = STAGES[kind].target.partition(":")[0]
-    assert identity._file_of(module) is not None
+    assert identity._file_of(module, identity._ROOT) is not None
     assert code_digest([module]) != code_digest([])
