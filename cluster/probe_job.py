@@ -31,7 +31,8 @@ from cluster.ranks import RankEnv, rank_environment, restart_count
 SCHEMA_VERSION = 1
 NUM_CLAIMS = 20
 _ANSWER_SECONDS = 90.0  # a stage waits 60 s for a file that another node has written
-_SIGNAL_SECONDS = 20.0
+_SIGNAL_SECONDS = 15.0  # from its sending on
+_OTHERS_SECONDS = 180.0  # for the slowest rank to be ready for it
 _COLLECTIVE_SECONDS = 120  # the first import of torch over a network takes long
 _COMMAND_SECONDS = 20
 _MLFLOW_SECONDS = 5.0
@@ -98,7 +99,8 @@ def _run_rank(folder: Path, ask: Mapping[str, Any], stop: StopFlag) -> None:
     if place.local_rank == 0:
         for name, look in _looks_at_node(folder, ask, place):
             report.look(name, look)
-    os.environ.update(place.export())
+    # A port of its own: a stage that starts on the same node must not meet these ranks.
+    os.environ.update({**place.export(), "MASTER_PORT": str(ask["port"])})
     report.look("gpus", lambda: gpus(ask))
     report.look("collective", lambda: collective(ask, place))
     # Behind what all ranks do together, so that they race.
@@ -107,7 +109,7 @@ def _run_rank(folder: Path, ask: Mapping[str, Any], stop: StopFlag) -> None:
         report.look("imports", lambda: imports(ask["modules"]))
     if ask["signals"]:
         report.say(waits_for_signal=True)
-        report.look("signal", lambda: _await_signal(stop))
+        report.look("signal", lambda: _await_signal(stop, folder / "signalled.json"))
     report.say(done=True, at_work_on="")
 
 
@@ -363,10 +365,13 @@ def imports(modules: Mapping[str, str]) -> dict[str, Any]:
     return {"packages": found}
 
 
-def _await_signal(stop: StopFlag) -> dict[str, Any]:
-    deadline = time.monotonic() + _SIGNAL_SECONDS
+def _await_signal(stop: StopFlag, sent: Path) -> dict[str, Any]:
+    """Wait for the signal that comes when all ranks wait for it; `sent` tells that it was sent."""
+    deadline, known = time.monotonic() + _OTHERS_SECONDS, False
     while not stop.requested() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        if not known and sent.exists():
+            deadline, known = time.monotonic() + _SIGNAL_SECONDS, True
+        time.sleep(0.1)
     return {"received": stop.signal_name}
 
 

@@ -23,6 +23,7 @@ from cluster.contract import (
     SchedulerError,
 )
 from cluster.probe_job import SCHEMA_VERSION
+from cluster.processes import free_port
 from cluster.site import write_profile
 from orchestrator.checkup import MODULES, PACKAGES, Check
 from orchestrator.job_findings import Rank, Seen, judge, profile_of
@@ -65,27 +66,32 @@ def examine(wish: Wish, store: Store, say: Say) -> list[Check]:
         SchedulerError: the job was refused, or did not start in time.
     """
     from cluster.executors import make
+    from cluster.snapshot import take
 
     resources, name, uri = _resources(wish)
     executor = make(name)
     folder = fsio.make_dir(store.root / "doctor" / f"{int(time.time())}-{secrets.token_hex(3)}")
     fsio.write_json(folder / "ask.json", _ask(resources, uri, signals=name == "slurm"))
-    handle, resources = _submit(executor, resources, store, folder, alone=wish.nodes is None)
-    visit = _Visit(
-        executor=executor,
-        handle=handle,
-        folder=folder,
-        world_size=resources.world_size,
-        patience_seconds=60 * wish.patience_minutes,
-        say=say,
-    )
+    job_name = f"orchestrate-doctor-{secrets.token_hex(3)}"
+    code = str(take(store.code, exclude=(store.root,)).path)
     try:
+        handle, resources = _submit(
+            executor, _request(job_name, resources, folder, code), one_will_do=wish.nodes is None
+        )
+        visit = _Visit(
+            executor=executor,
+            handle=handle,
+            folder=folder,
+            world_size=resources.world_size,
+            patience_seconds=60 * wish.patience_minutes,
+            say=say,
+        )
         executor.wait([handle], visit.tick)
     except BaseException:
-        # Ctrl-C in the middle of this must not leave a job that nobody waits for.
+        # Ctrl-C, also in the middle of sbatch, must not leave a job that nobody waits for.
         with contextlib.suppress(SchedulerError):
-            executor.cancel([handle])
-        say(f"job {handle.job_id}: cancelled")
+            left = executor.find(job_name)
+            executor.cancel([left] if left else [])
         raise
     seen = _read(visit, resources)
     checks = judge(seen)
@@ -142,30 +148,27 @@ def _ask(resources: Resources, uri: str | None, *, signals: bool) -> dict[str, A
         "tracking_uri": uri,
         "modules": modules,
         "signals": signals,
+        "port": free_port(),
     }
 
 
 def _submit(
-    executor: Executor, resources: Resources, store: Store, folder: Path, *, alone: bool
+    executor: Executor, request: JobRequest, *, one_will_do: bool
 ) -> tuple[JobHandle, Resources]:
     """Submit; where two nodes were only our wish and are refused, one is taken."""
-    from cluster.snapshot import take
-
-    code = take(store.code, exclude=(store.root,)).path
     try:
-        return executor.submit(_request(resources, folder, str(code))), resources
+        return executor.submit(request), request.resources
     except SchedulerError:
-        if not alone or resources.nodes == 1:
+        if not one_will_do or request.resources.nodes == 1:
             raise
-    resources = replace(resources, nodes=1)
-    return executor.submit(_request(resources, folder, str(code))), resources
+    alone = replace(request, resources=replace(request.resources, nodes=1))
+    return executor.submit(alone), alone.resources
 
 
-def _request(resources: Resources, folder: Path, code: str) -> JobRequest:
+def _request(name: str, resources: Resources, folder: Path, code: str) -> JobRequest:
     """A job like that of a stage, with the look in place of the stage."""
     from orchestrator.jobs import job_request
 
-    name = f"orchestrate-doctor-{secrets.token_hex(3)}"
     request = job_request(name, StageDir(folder), 1, resources, code, ())
     return replace(
         request,
@@ -216,6 +219,7 @@ class _Visit:
 
             self.signalled = True
             send_signal(self.handle.job_id, "USR2")
+            fsio.write_json(newest_start(self.folder) / "signalled.json", {"at": time.time()})
 
 
 def _answer(folder: Path) -> None:
@@ -226,10 +230,14 @@ def _answer(folder: Path) -> None:
             fsio.write_json(answer, {"at": time.time()})
 
 
+def newest_start(folder: Path) -> Path:
+    """The folder of the newest start of the job: one that is preempted starts again."""
+    return max(folder.glob("r[0-9]*"), default=folder / "r000")
+
+
 def read_ranks(folder: Path) -> tuple[Rank, ...]:
     """The reports of the newest start of the job, by rank."""
-    starts = sorted(folder.glob("r[0-9]*"))
-    found = [fsio.read_json(path) for path in starts[-1].glob("rank-*.json")] if starts else []
+    found = [fsio.read_json(path) for path in newest_start(folder).glob("rank-*.json")]
     return tuple(sorted(found, key=lambda rank: int(rank["rank"])))
 
 
@@ -238,9 +246,9 @@ def _read(visit: _Visit, resources: Resources) -> Seen:
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
         ranks = read_ranks(visit.folder)
-        batches = sorted(visit.folder.glob("r[0-9]*/batch.json"))
+        batch = fsio.read_json_or_none(newest_start(visit.folder) / "batch.json")
         whole = len(ranks) == visit.world_size and all(rank.get("done") for rank in ranks)
-        if (whole and batches) or time.monotonic() > deadline:
+        if (whole and batch) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
     return Seen(
@@ -250,7 +258,7 @@ def _read(visit: _Visit, resources: Resources) -> Seen:
         resources=resources,
         waited_seconds=visit.first_sign,
         ranks=ranks,
-        batch=fsio.read_json(batches[-1]) if batches else None,
+        batch=batch,
         versions=dict(_versions()),
         logs=str(visit.folder / "logs"),
     )
