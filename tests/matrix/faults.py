@@ -24,7 +24,7 @@ class Fault:
         step_seconds: pause behind every step of the first attempt, so that the fault hits the
             middle of it even where SLURM takes its time to notice.
         at_step: of 24: the first step behind which it hits.
-        minutes: time limit of the pretraining.
+        by_limit: whether it is the time limit, which is short then, and long steps to meet it.
         attempts: how many there must be at least; one where nothing ought to be lost.
         stage: which of the pipeline is hit.
         cancels: whether it is a user's own cancel, after which nothing goes on.
@@ -33,7 +33,7 @@ class Fault:
     hit: Callable[[PrivateSlurm, Cell, str], None]
     step_seconds: float = 0.6
     at_step: int = 10
-    minutes: float = 30
+    by_limit: bool = False
     attempts: int = 2
     stage: str = "pretrain"
     cancels: bool = False
@@ -117,8 +117,7 @@ FAULTS: Mapping[str, Fault] = {
     "scontrol requeue": Fault(hit=_requeue),
     "preempting job": Fault(hit=_preempt),
     "scancel -s": Fault(hit=_signal),
-    # The warning comes up to 30 s early, so between the 10th and the 40th second.
-    "time limit": Fault(hit=_wait, minutes=1, step_seconds=2.5, at_step=1),
+    "time limit": Fault(hit=_wait, by_limit=True, at_step=0),
     "SIGKILL of a rank": Fault(hit=_kill_rank),
     # Its ranks live on until SLURM gives the node up, SlurmdTimeout and a timer later.
     "slurmd killed": Fault(hit=_kill_slurmd, step_seconds=4.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -33,13 +34,19 @@ RECIPE = (
     "stages.finetune.max_steps=2",
 )
 _PATIENCE_SECONDS = 900
+_LONG_MINUTES = 30
+_EARLIEST_SECONDS = 50  # ahead of the limit: 20 of warning, and SLURM sends it up to 30 early
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The same pipeline without a fault: what it found, and the data it read."""
+    """The same pipeline without a fault: what it found, and the data it read.
+
+    `start_seconds` is what its pretraining took to the first step.
+    """
 
     index: Path
+    start_seconds: float
     metrics: Mapping[str, Mapping[str, float]]
     encoder: bytes
 
@@ -67,15 +74,16 @@ class Verdict:
 
 def make_reference(folder: Path) -> Reference:
     """Run the pipeline undisturbed, and keep its videos where all clusters see them."""
-    with PrivateSlurm(num_nodes=3, gpus=0, shares=(folder,)) as cluster:
+    with PrivateSlurm(num_nodes=3, gpus=0, first_job_id=50, shares=(folder,)) as cluster:
         run = make_command_line(folder / "reference", cluster.env)
-        run("submit", *RECIPE, _resources(30))
+        run("submit", *RECIPE, _resources(_LONG_MINUTES))
         cluster.wait_for(lambda: not cluster.live(), _PATIENCE_SECONDS, every=1)
         stages = run.status()
         if any(stages[name]["status"] != "succeeded" for name in STAGES):
             raise RuntimeError(f"the undisturbed run failed: {json.dumps(stages, indent=1)}")
         return Reference(
             index=run.stage_dir("index"),
+            start_seconds=_start_seconds(run),
             metrics={name: stages[name]["metrics"] for name in STAGES},
             encoder=_encoder(run),
         )
@@ -89,18 +97,21 @@ def run_cell(cell: Cell, reference: Reference, folder: Path) -> Verdict:
         run = make_command_line(folder / cell.name.replace(" ", "_").replace(",", ""), cluster.env)
         shutil.copytree(reference.index, run.store / "stages" / reference.index.name)
         began = time.monotonic()
-        problems = _live(run, cluster, cell, fault)
+        problems = _live(run, cluster, cell, fault, reference)
         seconds = time.monotonic() - began
         problems += _left_behind(run, cluster)
         return _judge(run, cell, fault, reference, problems, seconds)
 
 
-def _live(run: CommandLine, cluster: PrivateSlurm, cell: Cell, fault: Fault) -> list[str]:
+def _live(
+    run: CommandLine, cluster: PrivateSlurm, cell: Cell, fault: Fault, reference: Reference
+) -> list[str]:
     """Submit, hit and wait until no job is left; what went wrong on the way."""
-    words = [*RECIPE, _resources(fault.minutes)]
+    minutes, step_seconds = _lengths(fault, reference)
+    words = [*RECIPE, _resources(minutes)]
     if cell.transport != "auto":
         words.append(f"cluster.transport={cell.transport}")
-    run("submit", *words, ORCHESTRATE_FAULT=f"slow:{int(fault.step_seconds * 1000)}")
+    run("submit", *words, ORCHESTRATE_FAULT=f"slow:{int(step_seconds * 1000)}")
     try:
         cluster.wait_for(lambda: _step(run, fault.stage) >= fault.at_step, _PATIENCE_SECONDS)
         fault.hit(cluster, cell, run.status()[fault.stage]["job_id"])
@@ -110,7 +121,24 @@ def _live(run: CommandLine, cluster: PrivateSlurm, cell: Cell, fault: Fault) -> 
     return []
 
 
-def _resources(minutes: float) -> str:
+def _lengths(fault: Fault, reference: Reference) -> tuple[int, float]:
+    """Minutes of the limit and seconds a step, in the first attempt.
+
+    A limit that is to be met must leave time to start in, on a slow machine too; an attempt that
+    is warned before its first step would have come to nothing.
+    """
+    if not fault.by_limit:
+        return _LONG_MINUTES, fault.step_seconds
+    minutes = math.ceil((_EARLIEST_SECONDS + 1.5 * reference.start_seconds) / 60)
+    return minutes, 60 * minutes / STEPS
+
+
+def _start_seconds(run: CommandLine) -> float:
+    (start,) = run.stage_dir("pretrain").glob("attempts/*/start.json")
+    return float(_points(run)[0]["time"]) - float(_read(start)["started_at"])
+
+
+def _resources(minutes: int) -> str:
     # A little less than whole minutes, which are rounded up.
     hours = round(minutes / 60 - 0.0001, 5)
     sizes = f"nodes: 2, tasks_per_node: 2, hours: {hours}, signal_seconds: 20"
