@@ -174,10 +174,10 @@ def _judge(
     problems += _not_cancelled(run) if fault.cancels else _not_finished(run, reference)
     return Verdict(
         cell=cell,
-        problems=problems + _steps_repeated(run, points, logged),
+        problems=problems + steps_repeated(run.stage_dir("pretrain"), points, logged),
         attempts=len(begun),
         steps=[max(p["step"] for p in points if p["attempt"] == one) for one in logged],
-        lost_seconds=round(_lost_seconds(points, logged), 1),
+        lost_seconds=round(lost_seconds(points, logged), 1),
         seconds=round(seconds, 1),
     )
 
@@ -227,15 +227,15 @@ def _computed_twice(run: CommandLine) -> list[str]:
     return problems
 
 
-def _steps_repeated(
-    run: CommandLine, points: Sequence[Mapping[str, Any]], attempts: Sequence[str]
+def steps_repeated(
+    stage: Path, points: Sequence[Mapping[str, Any]], attempts: Sequence[str]
 ) -> list[str]:
     """An attempt goes on behind the last step that the one before it had committed."""
     problems = []
     for before, after in pairwise(attempts):
         first = min(p["step"] for p in points if p["attempt"] == after)
         last = max(p["step"] for p in points if p["attempt"] == before)
-        ended = _read(run.stage_dir("pretrain") / "attempts" / before / "exit.json")
+        ended = _read(stage / "attempts" / before / "exit.json")
         # Without a record, whose node was lost: the newest commit but one may be all there was.
         periodic = last // SAVED_EVERY * SAVED_EVERY
         kept = ended.get("step", max(0, periodic - SAVED_EVERY))
@@ -246,7 +246,7 @@ def _steps_repeated(
     return problems
 
 
-def _lost_seconds(points: Sequence[Mapping[str, Any]], attempts: Sequence[str]) -> float:
+def lost_seconds(points: Sequence[Mapping[str, Any]], attempts: Sequence[str]) -> float:
     """Summed over the attempts; a first attempt that kept nothing is lost as a whole."""
     lost = 0.0
     for before, after in pairwise(attempts):
