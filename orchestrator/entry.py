@@ -40,6 +40,7 @@ from orchestrator.origin import origin_of
 from orchestrator.outcome import Outcome, classify, write_result
 from orchestrator.store import SCHEMA_VERSION, StageDir
 from recipes.contract import Phase, Progress, StageContext, StageError, StageResult
+from tracking.plain import aim_at_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +188,7 @@ def _record_start(attempt: Attempt) -> None:
 def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
     """Run the stage and record the outcome; the one broad except on the compute node."""
     outbox = _start_outbox(attempt)
+    aim_at_run(attempt.stage.path, attempt.ranks.rank, _tracking_uri(attempt), outbox)
     _show_messages(attempt)
     try:
         spec = fsio.read_json(attempt.stage.stage_file)
@@ -284,11 +286,15 @@ def _show_messages(attempt: Attempt) -> None:
 
 def _start_outbox(attempt: Attempt) -> Any:
     """The subprocess that ships to MLflow; started by rank 0 before anything heavy is imported."""
-    if not attempt.main or not (attempt.tracking or {}).get("uri"):
+    if not attempt.main or not _tracking_uri(attempt):
         return None
     from tracking.outbox import start
 
     return start(attempt.stage.path, attempt.submission)
+
+
+def _tracking_uri(attempt: Attempt) -> str:
+    return str((attempt.tracking or {}).get("uri") or "")
 
 
 def _record(attempt: Attempt, outcome: Outcome, error: BaseException | None = None) -> None:

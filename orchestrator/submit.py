@@ -18,6 +18,7 @@ from orchestrator.handover import Order, SubmittedRun, SubmittedStage, hand_over
 from orchestrator.plan import Plan, PlannedStage, StageFacts, decide, load_recipe, make_plan
 from orchestrator.schema import Recipe
 from orchestrator.store import SCHEMA_VERSION, Store
+from tracking.redact import redacted, redacted_words
 
 __all__ = [
     "Prepared",
@@ -48,14 +49,21 @@ def prepare(recipe_path: Path, overrides: Sequence[str], store: Store) -> Prepar
         SchedulerError: the scheduler is out of reach.
     """
     from cluster.executors import make
-    from orchestrator.external import external_stages
+    from orchestrator.external import external_stages, registered_encoders
+    from orchestrator.site_checks import check_files, gpu_request
 
     recipe = load_recipe(recipe_path, overrides)
+    check_files(recipe)
     executor = make(recipe.cluster.executor)
     gpus = _has_gpus(executor.name)
     # Keys do not depend on what exists: planned once for them, then decided with one query.
     bare = make_plan(
-        recipe, lambda kind, key: StageFacts(), has_gpus=gpus, external=external_stages(store)
+        recipe,
+        lambda kind, key: StageFacts(),
+        has_gpus=gpus,
+        gpu_request=gpu_request(executor, store.root),
+        external=external_stages(store),
+        registered=registered_encoders(store, recipe.tracking.uri),
     )
     facts = StoreFacts(store, [(stage.kind, stage.key) for stage in bare.stages])
     plan = decide(bare, facts)
@@ -116,7 +124,7 @@ def _write_run(
         "created_at": earlier.get("created_at", time.time()),
         "submitted_at": time.time(),
         "recipe": recipe.name,
-        "argv": list(argv),
+        "argv": redacted_words(argv),
         "user": getpass.getuser(),
         "host": socket.gethostname(),
         "executor": prepared.executor_name,
@@ -124,7 +132,8 @@ def _write_run(
         "code": dict(code),
         "versions": _versions(),
     }
-    fsio.write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
+    shown = redacted(recipe.resolved())  # for people: jobs read stage.json
+    fsio.write_text(folder / "recipe.yaml", yaml.safe_dump(shown, sort_keys=False))
     record = plan.record()
     for entry, planned in zip(record["stages"], plan.stages, strict=True):
         entry["upstream"] = list(planned.upstream)
@@ -147,7 +156,14 @@ def _tracking_choice(prepared: Prepared, store: Store) -> dict[str, Any]:
 
         uri = default_uri(store.root)
     experiment = spec.experiment or prepared.recipe.name
-    return {"enabled": spec.enabled, "mode": spec.mode, "uri": uri, "experiment": experiment}
+    return {
+        "enabled": spec.enabled,
+        "mode": spec.mode,
+        "uri": uri,
+        "experiment": experiment,
+        "registered_model": spec.registered_model,
+        "system_metrics": spec.system_metrics,
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ deliver stays in the stage's folder for the next attempt or for `tracking.sync`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import select
@@ -41,9 +42,15 @@ _STOP_SIGNALS = (
 
 @dataclass(frozen=True)
 class Outbox:
-    """A started outbox process, seen from rank 0."""
+    """A started outbox process, seen from rank 0; through `announced` it tells the run's id."""
 
     process: subprocess.Popen[bytes]
+    announced: int
+
+    def run_id(self, patience_seconds: float) -> str:
+        """The stage's MLflow run, to be asked for once; empty where the server is not in reach."""
+        ready, _, _ = select.select([self.announced], [], [], patience_seconds)
+        return os.read(self.announced, 100).decode() if ready else ""
 
     def finish(self, patience_seconds: float = DRAIN_SECONDS + 15.0) -> bool:
         """Say that the attempt has ended and wait; False if something was left for `sync`."""
@@ -63,17 +70,20 @@ def start(stage_dir: Path, submission: int) -> Outbox:
     The stop signals are blocked until the child ignores them, so that one that comes to the whole
     job while the child's interpreter starts does not end it.
     """
-    argv = [sys.executable, "-m", "tracking.outbox", str(stage_dir), "--submission"]
+    argv = [sys.executable, "-m", "tracking.outbox", str(stage_dir)]
+    reading, writing = os.pipe()
+    argv += ["--submission", str(submission), "--announce", str(writing)]
     log = os.open(stage_dir / "outbox.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         process = subprocess.Popen(
-            [*argv, str(submission)], stdin=subprocess.PIPE, stdout=log, stderr=log
+            argv, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[writing]
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(log)
-    return Outbox(process)
+        os.close(writing)
+    return Outbox(process, reading)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tracking.outbox")
     parser.add_argument("stage_dir", type=Path)
     parser.add_argument("--submission", type=int, required=True)
+    parser.add_argument("--announce", type=int, required=True, metavar="FD")
     parser.add_argument("--interval", type=float, default=INTERVAL_SECONDS, metavar="SECONDS")
     parser.add_argument("--drain", type=float, default=DRAIN_SECONDS, metavar="SECONDS")
     options = parser.parse_args(argv)
@@ -94,7 +105,29 @@ def main(argv: list[str] | None = None) -> int:
     if target is None or target.offline:
         return 0
     ended = _watch_parent(files, options.submission)
-    return deliver(files, target, ended, interval=options.interval, drain=options.drain)
+    return deliver(
+        files,
+        target,
+        ended,
+        interval=options.interval,
+        drain=options.drain,
+        announce=_announcer(options.announce),
+    )
+
+
+def _announcer(writing: int) -> Callable[[str], None]:
+    """A function that tells rank 0 the run's id, or by an empty text that there is none, once."""
+    told = False
+
+    def announce(run_id: str) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            with contextlib.suppress(OSError):  # rank 0 is gone
+                os.write(writing, run_id.encode())
+            os.close(writing)
+
+    return announce
 
 
 def deliver(
@@ -104,6 +137,7 @@ def deliver(
     *,
     interval: float = INTERVAL_SECONDS,
     drain: float = DRAIN_SECONDS,
+    announce: Callable[[str], None] = lambda run_id: None,
 ) -> int:
     """Deliver until the attempt has ended, then what is left; 0 if nothing is.
 
@@ -113,8 +147,9 @@ def deliver(
         ended: waits up to so many seconds and says whether the attempt has ended.
         interval: seconds between two looks at the stage's files.
         drain: seconds for the last delivery.
+        announce: is told the run's id when it is known, or nothing when the server is away.
     """
-    return _Run(files, target, ended, interval, drain).run()
+    return _Run(files, target, ended, interval, drain, announce).run()
 
 
 def _watch_parent(files: StageFiles, submission: int) -> Callable[[float], bool]:
@@ -150,7 +185,9 @@ class _Run:
         ended: Callable[[float], bool],
         interval: float,
         drain: float,
+        announce: Callable[[str], None],
     ) -> None:
+        self._announce = announce
         self._files = files
         self._target = target
         self._ended = ended
@@ -202,6 +239,7 @@ class _Run:
             step()
         except delivery_errors() as error:
             self._failures += 1
+            self._announce("")
             message = str(error).partition("\n")[0][:300]
             _say(f"not delivered ({self._failures} in a row): {type(error).__name__}: {message}")
             if not self._draining:
@@ -224,6 +262,7 @@ class _Run:
             self._shipment.open("RUNNING")
             refresh_parent(self._shipment.client, self._target)
             self._opened = True
+            self._announce(self._shipment.run_id)
         # The checkpoint is looked at before the metrics, whose lines are then at least as new.
         committed = self._files.committed_step()
         self._shipment.deliver(
@@ -255,6 +294,7 @@ class _Run:
         if not self._opened:
             self._shipment.open(None)
             self._opened = True
+            self._announce(self._shipment.run_id)
         self._shipment.deliver(
             current=self._attempt,
             committed=self._files.committed_step(),

@@ -1,11 +1,11 @@
-"""Keeps secrets out of what is sent to MLflow, by key, in URLs and by the environment."""
+"""Keeps secrets out of records and of MLflow, by key, in URLs and by the environment."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 HIDDEN = "[hidden]"
@@ -14,6 +14,10 @@ _SECRET = re.compile(
 )
 _URL_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s:@]*:[^/\s@]*@")
 _HARMLESS = re.compile(r"(^|[_\-.])stage_?key$|^orchestrate\.")
+_PAIR = re.compile(
+    r"(?P<key>[A-Za-z0-9_.\-]+)(?P<sign>\s*[:=]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,{}\[\]]+)"
+)
+_NUMBER = re.compile(r"[-+0-9.e]+|true|false|null")
 _MIN_SECRET = 8  # shorter values of the environment would hide ordinary words
 
 
@@ -47,6 +51,16 @@ def redacted(value: Any, key: str = "") -> Any:
     if "passw" in key.lower() and value is not None:
         return HIDDEN
     return value
+
+
+def redacted_words(words: Iterable[str]) -> list[str]:
+    """A command line with secrets hidden, also inside of values such as `{token: abc}`."""
+    return [scrub(_PAIR.sub(_hide, word)) for word in words]
+
+
+def _hide(pair: re.Match[str]) -> str:
+    secret = looks_secret(pair["key"].rpartition(".")[2]) and not _NUMBER.fullmatch(pair["value"])
+    return f"{pair['key']}{pair['sign']}{HIDDEN}" if secret else pair[0]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

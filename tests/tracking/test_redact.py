@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracking.redact import HIDDEN, flatten, looks_secret, redacted, scrub
+from tracking.redact import HIDDEN, flatten, looks_secret, redacted, redacted_words, scrub
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,19 @@ def test_a_configuration_becomes_flat_text() -> None:
         "split": "null",
         "empty": "{}",
     }
+
+
+def test_secrets_in_the_words_of_a_command_are_hidden_and_numbers_stay() -> None:
+    words = [
+        "submit",
+        "+vars.hub_token=abc123",
+        "+vars.hub={api_key: 'a b', name: x}",
+        "stages.pretrain.method.num_tokens=196",
+        "stages.pretrain.optimizer.lr=3e-4",
+    ]
+    assert redacted_words(words) == [
+        "submit",
+        f"+vars.hub_token={HIDDEN}",
+        f"+vars.hub={{api_key: {HIDDEN}, name: x}}",
+        *words[3:],
+    ]

@@ -95,15 +95,15 @@ def test_every_encoder_of_a_recipe_that_says_so_becomes_a_version_and_the_last_o
     found = sorted(client.search_model_versions("name = 'dpc'"), key=lambda one: int(one.version))
     assert [one.source for one in found] == [f"models:/{_model_id(one)}" for one in two]
     newest = client.get_model_version_by_alias("dpc", "newest")
-    assert newest.version == "2"
+    assert int(newest.version) == 2
     assert newest.tags["sha256"] == _encoder_digest(two[1])
     assert newest.tags["orchestrate.run_id"] == "r2"
     assert newest.run_id == two[1].stages["pretrain"].tracking()["mlflow_run_id"]
     client.set_registered_model_alias("dpc", "best", "1")
     assert sync_run(two[0].store, "r1", anew=True).problems == ()
     assert len(client.search_model_versions("name = 'dpc'")) == 2
-    assert client.get_model_version_by_alias("dpc", "newest").version == "2"
-    assert client.get_model_version_by_alias("dpc", "best").version == "1"
+    assert int(client.get_model_version_by_alias("dpc", "newest").version) == 2
+    assert int(client.get_model_version_by_alias("dpc", "best").version) == 1
 
 
 def test_a_recipe_takes_a_registered_encoder_as_if_it_named_the_stage_that_made_it(
