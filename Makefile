@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Where runs are kept; `orchestrate` itself looks there too without being told.
 STORE ?= $(or $(ORCHESTRATE_STORE),runs)
 # Debian packages for the tests against a real SLURM, a real browser and a real database.
-APT_PACKAGES := slurm-wlm munge slurmdbd slurm-wlm-mysql-plugin mariadb-server chromium postgresql
+APT_PACKAGES := slurm-wlm munge slurmdbd slurm-wlm-mysql-plugin mariadb-server chromium postgresql environment-modules
 
 # The page that the report stage of a run has written.
 define PRINT_REPORT

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import venv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster import fsio
+from cluster.batch import RequestError, parameters
 from cluster.contract import JobRequest, PythonEnvironment, Resources
 from cluster.env_blocks import host_python, rank_python
 from cluster.slurm import SlurmExecutor
+from tests.cluster.bench import REPOSITORY, Bench, Job
 from tests.cluster.test_batch import GOLDEN, plain_shell, request
+from tests.slurm_cluster import PrivateSlurm
 
 __all__ = ["plain_shell"]
 
@@ -74,3 +81,184 @@ def test_scripts_of_environments_are_as_agreed(case: str, plain_shell: None) -> 
     assert text == (GOLDEN / f"{case}.sh").read_text(encoding="utf-8")
     done = subprocess.run(["/bin/bash", "-n"], input=text, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_variable_of_the_job_wins_over_what_modules_and_images_set(plain_shell: None) -> None:
+    script = SlurmExecutor().render(CASES["env_modules"])
+    own = 'export PYTHONPATH=/store/code/0123"${PYTHONPATH:+:$PYTHONPATH}"'
+    assert script.index("module load cuda/12.4") < script.index(own)
+    for case in ("env_apptainer", "env_pyxis"):
+        inside = SlurmExecutor().render(CASES[case]).partition(" env -u RANK ")[2]
+        assert "PYTHONPATH=/store/code/0123 python3 -P -m orchestrator.entry" in inside
+
+
+@pytest.mark.parametrize("kind", ["apptainer", "pyxis"])
+@pytest.mark.parametrize("folder", ["/st:ore", "/st,ore"])
+def test_a_folder_that_no_container_can_mount_is_refused(kind: Any, folder: str) -> None:
+    environment = PythonEnvironment(kind=kind, place="/images/video.sif")
+    job = replace(in_environment(environment), folders=(Path(folder),))
+    with pytest.raises(RequestError, match="cannot be mounted in a container"):
+        parameters(job, {})
+
+
+def test_a_script_that_cannot_prepare_its_node_ends_before_its_ranks(tmp_path: Path) -> None:
+    """The code is that for files out of reach, and the epilogue hears it as that of the ranks."""
+    environment = PythonEnvironment(kind="venv", place=str(tmp_path / "absent"))
+    job = replace(
+        in_environment(environment),
+        epilogue=(sys.executable, "-c", "import sys; print(sys.argv[1:])"),
+        log_dir=tmp_path,
+    )
+    done = subprocess.run(
+        ["/bin/bash", "-c", SlurmExecutor().render(job)], capture_output=True, text=True, cwd="/"
+    )
+    assert done.stdout.strip() == "['--exit-code', '74']"
+    assert f"cannot prepare the environment: {tmp_path}/absent/bin/python is not" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["/nonexistent/python3.11", "/bin/false"])
+def test_a_node_without_python_for_the_epilogue_is_told_at_once(host: str, tmp_path: Path) -> None:
+    environment = PythonEnvironment(kind="venv", place="/nowhere", host_python=host)
+    job = replace(in_environment(environment), log_dir=tmp_path)
+    text = "srun() { echo srun ran; }\n" + SlurmExecutor().render(job)
+    done = subprocess.run(["/bin/bash", "-c", text], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (65, "")
+    assert f"no Python 3.11 at {host}" in done.stderr and "cluster.env.host_python" in done.stderr
+
+
+# -- on a private SLURM ----------------------------------------------------------------------------
+
+# What a rank is, written where the test can read it; a result, so that the epilogue finds it done.
+LOOK = """
+import json, os, pathlib, sys
+import cluster.contract
+stage = pathlib.Path(sys.argv[1])
+found = {"prefix": sys.prefix, "code": cluster.contract.__file__, "env": dict(os.environ),
+         "cpus": len(os.sched_getaffinity(0)), "path": sys.path}
+(stage / f"rank{os.environ['SLURM_PROCID']}.json").write_text(json.dumps(found))
+(stage / "result.json").write_text(json.dumps({"key": "k" * 64}))
+"""
+
+# Stands in for Apptainer, which Debian 12 does not have: takes its command line apart, needs the
+# image and what is to be mounted, and runs the command where no scontrol is and without the PATH
+# and the PYTHONPATH of the node.
+CONTAINER = """#!/bin/bash
+set -e
+[ "$1" = exec ]; shift
+while [[ $1 == --* ]]; do
+  case $1 in
+    --bind) [ -e "${2%%:*}" ]; shift 2 ;;
+    --nv) shift; touch "$STAND_IN/nv" ;;
+    *) exit 64 ;;
+  esac
+done
+[ -f "$1" ]; shift
+export PATH="$STAND_IN/image:/usr/bin:/bin" PYTHONPATH=/image RANK=7
+exec unshare --mount bash -c \
+  'mount --make-rprivate / && mount --bind /dev/null /usr/bin/scontrol && exec "$@"' inside "$@"
+"""
+
+
+def _look(bench: Bench, name: str, environment: PythonEnvironment, **asked: Any) -> JobRequest:
+    job = bench.request(name, resources=Resources(environment=environment, **asked))
+    program = bench.root / "look.py"
+    program.write_text(LOOK)
+    return replace(
+        job,
+        argv=(rank_python(environment, sys.executable), "-P", str(program)),
+        folders=(bench.root,),
+    )
+
+
+def _seen(job: Job, rank: int = 0) -> dict[str, Any]:
+    assert (job.stage / f"rank{rank}.json").exists(), job.log()
+    return fsio.read_json(job.stage / f"rank{rank}.json")
+
+
+@pytest.fixture
+def module_files(slurm_shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that does what many do: sets variables that Python and ours read as well."""
+    if not Path("/usr/share/modules/init/bash").exists():
+        pytest.skip("needs environment modules: apt-get install environment-modules")
+    folder = slurm_shared / "modulefiles"
+    folder.mkdir()
+    (folder / "site").write_text(
+        "#%Module\n"
+        "setenv SITE_LOADED yes\nsetenv OMP_NUM_THREADS 1\nprepend-path PYTHONPATH /site/python\n"
+    )
+    monkeypatch.setenv("MODULEPATH", str(folder))
+    monkeypatch.delenv("MODULESHOME", raising=False)
+    return folder
+
+
+@pytest.mark.slurm
+def test_ranks_run_in_a_venv_with_modules_and_the_stored_code(
+    slurm_bench: Bench, slurm_shared: Path, module_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.create(slurm_shared / "my venv", with_pip=False, symlinks=True)
+    monkeypatch.setenv("SITE_SCRATCH", "/scratch")
+    monkeypatch.setenv("SITE_API_KEY", "secret")
+    monkeypatch.setenv("SITE_PROXY", "http://ann:secret@proxy:3128")
+    env = PythonEnvironment(kind="venv", place=str(slurm_shared / "my venv"), load=("site",))
+    passed = ("SITE_*", "MODULEPATH")
+    request = _look(slurm_bench, "venv", env, pass_env=passed, tasks_per_node=2, cpu_bind="cores")
+    job = slurm_bench.submit_request(replace(request, env={**request.env, "OMP_NUM_THREADS": "3"}))
+    plain = PythonEnvironment(kind="modules", load=("site",))
+    other = slurm_bench.submit_request(_look(slurm_bench, "modules", plain, pass_env=passed))
+    states = slurm_bench.wait(job, other)
+    assert [state.exit_code for state in states] == [0, 0], job.log() + other.log()
+    for each, prefix in ((job, slurm_shared / "my venv"), (other, Path(sys.prefix))):
+        seen = _seen(each)
+        assert Path(seen["prefix"]) == prefix
+        assert seen["env"]["SITE_LOADED"] == "yes"
+        assert seen["env"]["SITE_SCRATCH"] == "/scratch"
+        assert not any("secret" in value for value in seen["env"].values())
+        assert seen["code"] == str(REPOSITORY / "cluster" / "contract.py")
+        assert seen["path"][:2] == [str(REPOSITORY), "/site/python"]
+        assert each.ended(0)["decision"] == "finished"
+    assert _seen(job, 1)["env"]["OMP_NUM_THREADS"] == "3"
+    script = next((job.stage / "logs").glob("*_submission.sh")).read_text()
+    assert "secret" not in script
+
+
+@pytest.mark.slurm
+def test_an_epilogue_outside_a_container_requeues_where_inside_there_is_no_scontrol(
+    slurm_bench: Bench, slurm: PrivateSlurm, slurm_shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not slurm.isolated:
+        pytest.skip("this user may not create mount namespaces")
+    (slurm_shared / "image").mkdir()
+    (slurm_shared / "image" / "python3").symlink_to(sys.executable)
+    (slurm_shared / "video.sif").touch()
+    program = slurm_shared / "apptainer"
+    program.write_text(CONTAINER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slurm_shared}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(slurm_shared))
+    monkeypatch.setenv("VIRTUAL_ENV", "/home/ann/venv")
+    environment = PythonEnvironment(kind="apptainer", place=str(slurm_shared / "video.sif"))
+    asked = Resources(
+        environment=environment,
+        nodes=2,
+        tasks_per_node=2,
+        device="cuda",
+        gpus_per_node=2,
+        gpu_request="gpus-per-task",
+        pass_env=("STAND_IN",),
+    )
+    # The ranks find their stage, their code and the Python of the image, and are asked to go on.
+    base = slurm_bench.request("contained", "--exit", "0:*:75", resources=asked)
+    module = ("-m", "tests.cluster.stage", "--exit", "0:*:75")
+    argv = (rank_python(environment, sys.executable), *module)
+    job = slurm_bench.submit_request(replace(base, argv=argv, folders=(slurm_bench.root,)))
+    (state,) = slurm_bench.wait(job, seconds=120)
+    assert state.exit_code == 0, job.log()
+    assert job.attempts() == ["s001r000", "s001r001"]
+    assert [job.ended(n)["decision"] for n in (0, 1)] == ["requeue", "finished"]
+    for rank in range(4):
+        seen = job.rank(1, rank)
+        assert seen["ranks"]["RANK"] == str(rank)  # not that of the image
+        assert seen["env"]["CUDA_VISIBLE_DEVICES"] == str(rank % 2)
+        assert seen["env"]["PYTHONPATH"] == str(REPOSITORY)
+        assert "VIRTUAL_ENV" not in seen["env"]
+    assert (slurm_shared / "nv").exists()
