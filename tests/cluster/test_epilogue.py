@@ -26,6 +26,16 @@ case "$1" in
   requeue) [ -z "$FAKE_REFUSE" ] || { echo "presently disabled" >&2; exit 1; } ;;
 esac
 """
+FAKE_SCANCEL = """#!/bin/bash
+echo "scancel $@" >> "$FAKE_LOG"
+"""
+# The job's node n2 does not answer; the partition has eight nodes.
+FAKE_SINFO = """#!/bin/bash
+case "$*" in
+  *--nodes*) printf 'n1 allocated\\nn1 allocated\\nn2 down*\\n' ;;
+  *) for i in 1 2 3 4 5 6 7 8; do printf "n$i main*\\nn$i other\\n"; done ;;
+esac
+"""
 
 
 @pytest.fixture
@@ -52,8 +62,13 @@ def run(stage: Path, code: int, *flags: str, env: dict[str, str] | None = None) 
 def fake_slurm(tmp_path: Path, job: str, refuse: bool = False) -> dict[str, str]:
     tools = tmp_path / "bin"
     tools.mkdir(exist_ok=True)
-    (tools / "scontrol").write_text(FAKE_SCONTROL)
-    (tools / "scontrol").chmod(0o755)
+    for name, text in {
+        "scontrol": FAKE_SCONTROL,
+        "scancel": FAKE_SCANCEL,
+        "sinfo": FAKE_SINFO,
+    }.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
     (tmp_path / "job").write_text(job)
     return {
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -170,6 +185,69 @@ def test_a_stage_that_journals_its_files_may_run_into_its_time_limit_for_ever(
         assert record(stage, f"s001r{restart:03d}")["step"] == restart + 1
     codes = [run(stage, 75, env={**scheduler, "SLURM_RESTART_COUNT": str(n)}) for n in range(5, 8)]
     assert [done.returncode for done in codes] == [75, 75, 1]
+
+
+def claim(stage: Path, **details: Any) -> None:
+    fsio.write_json(stage / "submission-1.intent.json", details)
+
+
+def test_the_record_says_cause_policy_and_changes(stage: Path) -> None:
+    assert run(stage, 73, env={"ORCHESTRATE_RESTART_COUNT": "0"}).returncode == 75
+    written = record(stage)
+    assert (written["cause"], written["policy"]) == ("hang", "counted")
+    assert (written["exclude"], written["mem_gb"]) == ([], None)
+
+
+def test_what_the_recipe_says_of_a_cause_lies_in_the_claim(stage: Path) -> None:
+    claim(stage, policy={"causes": {"hang": {"retry": "stop"}, "user_code": {"retry": "free"}}})
+    local = {"ORCHESTRATE_RESTART_COUNT": "0"}
+    assert run(stage, 73, env=local).returncode == 73
+    assert run(stage, 70, env=local).returncode == 75
+    assert record(stage)["policy"] == "free"
+
+
+def test_a_node_that_slurm_lost_is_left_out_by_what_comes_next(stage: Path, tmp_path: Path) -> None:
+    claim(stage, resources={"nodes": 2, "exclude": "n7"})
+    scheduler = fake_slurm(tmp_path, f"{RUNNING_JOB} Partition=main ExcNodeList=n[7-8]")
+    env = {**scheduler, "SLURM_JOB_NODELIST": "n[1-2]"}
+    assert run(stage, 137, env=env).returncode == 75
+    written = record(stage)
+    assert (written["cause"], written["policy"]) == ("node_failure", "free")
+    assert written["exclude"] == ["n2"]
+    assert "n2 failed; without n2 from now on" in written["reason"]
+    update = "update JobId=42 ExcNodeList=n7,n8,n2"
+    assert update in (tmp_path / "calls").read_text().splitlines()
+
+
+def test_later_attempts_keep_the_changes_of_earlier_ones(stage: Path, tmp_path: Path) -> None:
+    claim(stage, resources={"nodes": 1, "mem_gb": 8})
+    earlier = {"step": 0, "exclude": ["n3"], "mem_gb": 12.0, "policy": "counted"}
+    fsio.make_dir(stage / "attempts" / "s001r000")
+    fsio.write_json(stage / "attempts" / "s001r000" / "exit.json", earlier)
+    scheduler = fake_slurm(tmp_path, RUNNING_JOB.replace("Restarts=0", "Restarts=1"))
+    env = {**scheduler, "SLURM_RESTART_COUNT": "1"}
+    assert run(stage, 253, env=env).returncode == 75
+    written = record(stage, "s001r001")
+    assert (written["cause"], written["mem_gb"]) == ("out_of_host_memory", 18.0)
+    update = "update JobId=42 ExcNodeList=n3 MinMemoryNode=18432"
+    assert update in (tmp_path / "calls").read_text().splitlines()
+
+
+def test_a_cancel_takes_back_a_requeue_that_was_asked_for_before(
+    stage: Path, tmp_path: Path
+) -> None:
+    """TERM came and the job was requeued at once; the person cancels while the ranks still save."""
+    preempted = (
+        "JobId=42 JobState=COMPLETING Restarts=0 Reason=None PreemptTime=2026-01-01T00:00:00"
+    )
+    env = fake_slurm(tmp_path, preempted)
+    assert run(stage, 143, "--signalled", env=env).returncode == 75
+    assert record(stage)["requeue_asked"]
+    fsio.write_json(stage / "cancel.json", {"user": "ann", "host": "login1", "at": 1})
+    env = fake_slurm(tmp_path, preempted.replace("Restarts=0", "Restarts=1"))
+    assert run(stage, 75, env=env).returncode == 1
+    assert (record(stage)["decision"], record(stage)["cause"]) == ("stop", "cancelled")
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == "scancel 42"
 
 
 @pytest.mark.parametrize(

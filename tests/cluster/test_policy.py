@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from cluster.decision import Decision, Ending, Memory, PastAttempt, SchedulerVie
 from cluster.exclusion import Placement, admit, culprits
 
 REQUEUED = SchedulerView(running=False, requeued=True)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "retries.md"
 NODES = Placement(nodes=("n1", "n2"), world_size=4)
 
 # An ending for each cause, and what becomes of it where the recipe says nothing.
@@ -275,3 +278,10 @@ def test_an_exit_code_alone_tells_a_cause(code: int, cause: Cause) -> None:
 
 def test_a_cause_that_this_version_does_not_know_is_taken_by_its_exit_code() -> None:
     assert root_cause(137, [failure(72, "of_another_version")]).cause == "diverged"
+
+
+def test_the_documented_table_is_the_one_that_holds() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (\w+) \| (yes)? ?\|$", DOCUMENT.read_text(), re.M)
+    assert [row[0] for row in rows] == list(CAUSES)
+    for cause, retry, excluded in rows:
+        assert (RULES[cause].retry, RULES[cause].exclude_node) == (retry, bool(excluded))
