@@ -209,7 +209,10 @@ def _view(
         return SchedulerView(running=False)
     requeues = attempt.restart - attempt.base
     view = scheduler_view(job, requeues)
-    if view.requeued or code not in (ExitCode.SUCCESS, ExitCode.PREEMPTED):
+    # Before KillWait ends the script, a requeue has to be asked for: no other question then.
+    hurried = (view.preempted or view.time_limit) and not view.requeued
+    polite = code in (ExitCode.SUCCESS, ExitCode.PREEMPTED) and not view.requeued
+    if not (hurried or polite):
         view = scheduler_view(job, requeues, lost_nodes(nodes))
     return view
 
