@@ -210,7 +210,7 @@ def test_manifest_report_and_list_of_the_excluded_are_left(
     excluded = pd.read_csv(ctx.output_dir / "excluded.csv")
     assert excluded["path"].tolist() == ["absent.mp4", "b/torn.mp4"]
     report = (ctx.output_dir / "report.md").read_text()
-    for words in ("crf 18", "| encoded | 3 |", "reject: missing", "B-frames"):
+    for words in ("crf 23", "| encoded | 3 |", "reject: missing", "B-frames"):
         assert words in report
     meta = result.outputs["dataset"].meta
     assert (meta["videos"], meta["listed"], meta["counts"]) == (4, 6, {"train": 4})
