@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from orchestrator.schema import Recipe
 
 _NOT_HERE = (
-    "jobs would wait in the queue and fail; if compute nodes have it and this machine has not, set "
-    "cluster.env.on_login_node=false"
+    "jobs would wait in the queue and fail; if compute nodes have it and this machine has not, add "
+    "`on_login_node: false` to cluster.env"
 )
 
 

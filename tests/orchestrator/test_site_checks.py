@@ -52,7 +52,7 @@ def test_a_file_that_is_not_there_is_told_before_a_job_waits_for_it(
     assert fault.path == f"cluster.env.{key}"
     assert fault.line == SMALL.count("\n") + 3
     assert fault.value is not None and fault.value.startswith("/absent")
-    assert "on_login_node=false" in fault.hint
+    assert "on_login_node: false" in fault.hint
     check_files(_recipe(tmp_path, f"env: {env[:-1]}, on_login_node: false}}"))
 
 
