@@ -15,6 +15,8 @@ import pytest
 from cluster import fsio
 from cluster.contract import Phase, Resources
 from cluster.slurm import SlurmExecutor
+from orchestrator.handover import Order, hand_over
+from orchestrator.store import Store
 from tests.cluster.bench import PYTHON, Bench, Job
 from tests.conftest import _require_slurm
 from tests.slurm_cluster import PrivateSlurm
@@ -170,3 +172,38 @@ def test_an_attempt_that_was_lost_with_its_node_is_recorded_by_the_next(
     assert record["recorded_by"] == "s001r001"
     assert record["exclude"] == [lost] and node(job, 1) != lost
     assert job.ended(1)["decision"] == "finished"
+
+
+def test_later_jobs_of_a_run_are_submitted_without_its_bad_nodes(
+    policy_bench: Bench, four_nodes: PrivateSlurm
+) -> None:
+    store, key = Store(four_nodes.shared / "store"), "0" * 64
+    stage = store.stage_dir("probe", key)
+    entry = {"name": "probe", "kind": "probe", "key": key}
+    fsio.make_dir(store.run_dir("r"))
+    fsio.write_json(store.run_dir("r") / "plan.json", {"stages": [entry]})
+    stage.claim(1, "earlier", {"run_id": "r"})
+    fsio.make_dir(stage.attempts / "s001r000")
+    fsio.write_json(stage.attempts / "s001r000" / "exit.json", {"exclude": ["n2"]})
+    orders = [
+        Order(
+            name="probe",
+            key=key,
+            stage=stage,
+            upstream=(),
+            resources=resources,
+            action="resume",
+            reason="",
+            policy={},
+            n=n,
+        )
+        for n, resources in ((2, Resources()), (3, Resources(nodes=4)))
+    ]
+    run = {"run_id": "r", "code": {"path": None}, "tracking": {"enabled": False}}
+    excluded = []
+    for order in orders:
+        submitted = hand_over([order], run, store, SlurmExecutor())
+        handle = submitted.handles["probe"]
+        excluded.append(four_nodes.job(handle.job_id)["ExcNodeList"])
+        policy_bench.executor.cancel([handle])
+    assert excluded == ["n2", "(null)"]
