@@ -136,7 +136,7 @@ def submit(
     from orchestrator.naming import find_recipe
 
     chosen, words = open_store(store), overrides or []
-    prepared = submission.prepare(find_recipe(recipe), words, chosen)
+    prepared = submission.prepare(find_recipe(recipe), words, chosen, patient=True)
     executor = prepared.executor
     run = submission.submit(prepared, chosen, executor, ["submit", recipe, *words])
     answers.show_submitted(run, chosen, prepared.plan, as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import platform
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from cluster import fsio
 from cluster.contract import Executor, SchedulerError
+from cluster.patience import Patience, answered
 from orchestrator.facts import StoreFacts
 from orchestrator.handover import Order, SubmittedRun, SubmittedStage, hand_over
 from orchestrator.plan import Plan, PlannedStage, StageFacts, decide, load_recipe, make_plan
@@ -41,8 +43,16 @@ class Prepared:
     facts: StoreFacts
 
 
-def prepare(recipe_path: Path, overrides: Sequence[str], store: Store) -> Prepared:
+def prepare(
+    recipe_path: Path, overrides: Sequence[str], store: Store, *, patient: bool = False
+) -> Prepared:
     """Compose, validate and plan; contacts the scheduler for what runs, writes nothing.
+
+    Args:
+        recipe_path: the recipe.
+        overrides: in Hydra's grammar.
+        store: what is known of its stages.
+        patient: whether to wait for a scheduler that is away, as who submits does.
 
     Raises:
         RecipeErrors: all faults of the recipe together.
@@ -65,7 +75,9 @@ def prepare(recipe_path: Path, overrides: Sequence[str], store: Store) -> Prepar
         external=external_stages(store),
         registered=registered_encoders(store, recipe.tracking.uri),
     )
-    facts = StoreFacts(store, [(stage.kind, stage.key) for stage in bare.stages])
+    wanted = [(stage.kind, stage.key) for stage in bare.stages]
+    patience = Patience(say=_to_stderr) if patient else Patience(seconds=0.0)
+    facts = answered(lambda: StoreFacts(store, wanted), patience)
     plan = decide(bare, facts)
     return Prepared(
         recipe=recipe, plan=plan, executor_name=executor.name, executor=executor, facts=facts
@@ -88,8 +100,9 @@ def submit(
     """Submit what the plan says; submitting the same recipe again reuses, attaches or continues.
 
     Raises:
-        SchedulerError: a job was refused; what was submitted before it stays and is attached to
-            by the next submission.
+        Refused: a job that this site will never start; nothing was submitted.
+        SchedulerError: a job was refused, and what was submitted before it was taken back; or
+            nobody answered, and the next submission goes on from there.
     """
     from cluster.snapshot import take
 
@@ -108,6 +121,10 @@ def executor_for(run: Mapping[str, Any]) -> Executor:
     from cluster.executors import make
 
     return make(run["executor"])
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _write_run(
