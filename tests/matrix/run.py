@@ -48,8 +48,9 @@ def read_lines(path: Path) -> dict[str, Line]:
 
 
 def as_line(verdict: Verdict, code: str) -> str:
-    """What is kept of a cell: the verdict, when, and of which code."""
-    value = {**asdict(verdict), "at": time.strftime("%Y-%m-%d %H:%M"), "code": code}
+    """What is kept of a cell: the verdict, when, of which code, how busy the machine was."""
+    now = time.strftime("%Y-%m-%d %H:%M")
+    value = {**asdict(verdict), "at": now, "code": code, "load": round(os.getloadavg()[1], 1)}
     return json.dumps(value, sort_keys=True)
 
 
@@ -106,8 +107,14 @@ def _ok(lines: Iterable[Line]) -> int:
 
 
 def _when(lines: Iterable[Line]) -> str:
-    times = sorted(line["at"] for line in lines)
-    return f"Run from {times[0]} to {times[-1]}." if times else ""
+    known = list(lines)
+    if not known:
+        return ""
+    times, loads = sorted(line["at"] for line in known), sorted(line["load"] for line in known)
+    return (
+        f"Run from {times[0]} to {times[-1]}, with a load of {loads[0]} to {loads[-1]} on"
+        f" {os.cpu_count()} processors."
+    )
 
 
 def _table(lines: dict[str, Line]) -> Iterator[str]:
