@@ -47,6 +47,7 @@ class SchedulerView:
         requeued: the scheduler has already put it back into the queue by itself.
         preempted: it was preempted without being requeued (PreemptMode=CANCEL).
         time_limit: it reached its time limit.
+        node_failed: SLURM has ended it for a lost node, without requeueing it.
         lost_nodes: nodes of the job that are down or do not answer.
     """
 
@@ -54,6 +55,7 @@ class SchedulerView:
     requeued: bool = False
     preempted: bool = False
     time_limit: bool = False
+    node_failed: bool = False
     lost_nodes: tuple[str, ...] = ()
 
 
@@ -181,6 +183,11 @@ def _by_the_scheduler(view: SchedulerView, root: Root) -> _Found | None:
     elif view.requeued:
         cause = "preempted"
         reason = "the scheduler has requeued it (preemption, node failure or by hand)"
+    elif view.node_failed:
+        cause, reason = (
+            "node_failure",
+            f"{', '.join(view.lost_nodes) or 'a node of the job'} failed",
+        )
     elif not (view.running or view.preempted or view.time_limit):
         cause, reason = "cancelled", "cancelled through the scheduler"
     elif view.preempted and root.cause not in _OWN_DOING and root.exit_code:

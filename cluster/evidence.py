@@ -224,13 +224,15 @@ def scheduler_view(
 
     While the script still runs, every ended job is COMPLETING, whatever ended it. What differs:
     after a requeue by the scheduler `Restarts` is ahead of this attempt's own count; a preemption
-    that cancels sets PreemptTime; the time limit is the reason; a cancelled job shows none of them.
+    that cancels sets PreemptTime; the time limit or a lost node is the reason; a cancelled job
+    shows none of them.
     """
     return SchedulerView(
         running=job.get("JobState") == "RUNNING",
         requeued=int(job.get("Restarts", "0")) > restart,
         preempted=job.get("PreemptTime", "None") not in ("None", "N/A", "Unknown", "0", ""),
         time_limit=job.get("Reason") == "TimeLimit",
+        node_failed=job.get("Reason") == "NodeDown",
         lost_nodes=lost,
     )
 

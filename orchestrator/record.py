@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.contract import JobHandle
+from cluster.contract import JobHandle, JobState, Phase
 from orchestrator.store import StageDir, Store, Submission
 
 Attempt = Mapping[str, Any]
@@ -48,6 +48,15 @@ class StageRecord:
             return self.adopted
         return self.submission.handle if self.submission else None
 
+    def job_id(self, state: JobState | None) -> str | None:
+        """The job to show: the newest, or while a successor only waits for it, the one at work."""
+        n = self.submission.n if self.submission else 0
+        jobs, now = self.folder.jobs(n), self.current
+        if now is None or (state is not None and state.phase is Phase.PENDING):
+            return self.jobs[-1] if self.jobs else None
+        begun = [job for number, job in jobs.items() if number <= int(str(now["id"])[-3:])]
+        return begun[-1] if begun else None
+
     @property
     def current(self) -> Attempt | None:
         """The newest attempt of the newest submission; those of older ones no longer count."""
@@ -88,5 +97,4 @@ def folder_jobs(folder: StageDir) -> tuple[str, ...]:
     """Ids of all jobs the stage ever had, in the order of submission."""
     newest = folder.latest_submission()
     numbers = range(1, newest.n + 1) if newest else ()
-    handles = [one.handle for n in numbers if (one := folder.submission(n)) is not None]
-    return tuple(handle.job_id for handle in handles if handle is not None)
+    return tuple(job for n in numbers for job in folder.jobs(n).values())

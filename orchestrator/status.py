@@ -191,7 +191,7 @@ def _stage_status(
         kind=record.plan["kind"],
         status=status,
         key=record.plan["key"],
-        job_id=record.jobs[-1] if record.jobs else None,
+        job_id=record.job_id(state),
         attempts=len(record.attempts),
         lost_seconds=lost_seconds(
             record.folder.metrics_file,

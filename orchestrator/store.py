@@ -8,12 +8,13 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import fsio, progress
 from cluster.contract import JobHandle
+from cluster.successor import successors
 
 SCHEMA_VERSION = 1
 _SUBMISSION = re.compile(r"submission-(\d+)\.json")
@@ -38,7 +39,10 @@ def default_store() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """One hand-over of a stage to an executor, as recorded behind the intent."""
+    """One hand-over of a stage to an executor, as recorded behind the intent.
+
+    `handle` is the job that carries it now, or will when the one before it fails.
+    """
 
     n: int
     run_id: str
@@ -120,12 +124,29 @@ class StageDir:
             run_id=raw["run_id"],
             stage=raw["stage"],
             job_name=raw["job_name"],
-            handle=JobHandle(**handle) if handle else None,
+            handle=self._newest(n, JobHandle(**handle)) if handle else None,
             dependencies=tuple(raw["dependencies"]),
             resources=raw["resources"],
             tracking=raw["tracking"],
             code=raw["code"],
         )
+
+    def jobs(self, n: int) -> dict[int, str]:
+        """The jobs of submission `n`, oldest first, by the number of their first attempt."""
+        raw = fsio.read_json_or_none(self.path / f"submission-{n}.json") or {}
+        first = {0: str(raw["handle"]["job_id"])} if raw.get("handle") else {}
+        later = {s.number: s.job_id for s in successors(self.path, n) if not s.taken_back}
+        return {**first, **later}
+
+    def _newest(self, n: int, first: JobHandle) -> JobHandle:
+        """The last of a submission's jobs that was not taken back, with the one before it."""
+        newest = first
+        for one in successors(self.path, n):
+            if not one.taken_back:
+                before = replace(newest, before=None)
+                own = {"job_id": one.job_id, "submitted_at": one.submitted_at, "array_size": 0}
+                newest = replace(first, **own, before=before)  # type: ignore[arg-type]
+        return newest
 
     def intent(self, n: int) -> dict[str, Any] | None:
         """The claim of submission `n`, if there is one."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cluster import fsio
 from cluster.preemption import StopFlag
-from cluster.ranks import rank_environment
+from cluster.ranks import rank_environment, restart_count
 
 
 def main() -> int:
@@ -41,9 +41,7 @@ def main() -> int:
     if options.deaf_to:
         signal.signal(getattr(signal, options.deaf_to), signal.SIG_IGN)
     ranks = rank_environment(os.environ)
-    restart = int(
-        os.environ.get("ORCHESTRATE_RESTART_COUNT") or os.environ.get("SLURM_RESTART_COUNT") or 0
-    )
+    restart = restart_count(os.environ)
     attempt = options.stage / "attempts" / f"s{options.submission:03d}r{restart:03d}"
     fsio.make_dir(attempt)
     place = {**ranks.export(), "HOST": os.environ.get("SLURMD_NODENAME", socket.gethostname())}
