@@ -20,6 +20,7 @@ _CAUSES = {
     "communication": "a rank lost its peers",
     "time_limit": "the time limit came",
     "node_failure": "a node failed",
+    "device": "a GPU is missing or broken",
 }
 _EXIT_CODES = {
     ExitCode.CONFIGURATION: "configuration",
@@ -32,7 +33,11 @@ _EXIT_CODES = {
 }
 _SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV"}
 _SIGNALS |= {143: "SIGTERM"}
-_STOPPED = {"preempted": "preempted", "time_limit": "stopped at its time limit"}
+_STOPPED = {
+    "preempted": "preempted",
+    "time_limit": "stopped at its time limit",
+    "node_failure": "lost with a node",
+}
 _POLICIES = {
     "free": "tried again, however often",
     "counted": "tried again while it gets on",

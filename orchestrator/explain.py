@@ -101,7 +101,7 @@ def remedy(failure: Failure, record: StageRecord, commands: Commands) -> str:
         return commands.submit(f"{spec}.optimizer.lr={rate / 2:g}")
     if failure.cause == "time_limit" and (hours := _asked(record).get("hours")):
         return commands.resume(_resumed(record), "--hours", f"{2 * hours:g}")
-    if failure.cause in ("hang", "communication", "killed", "input", "node_failure"):
+    if failure.cause in ("hang", "communication", "killed", "input", "node_failure", "device"):
         return commands.resume(_resumed(record))
     return commands.logs(stage, failure.rank or 0)
 
