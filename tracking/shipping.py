@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
-from tracking import artifacts, backend, recorder
+from tracking import artifacts, backend, recorder, usage
+from tracking.delivery import Delivery
 from tracking.lease import Lease
 from tracking.pipeline import Parent, ensure_parent
-from tracking.points import Extents, Point, Shipped, mark, points_of, select
+from tracking.points import Extents, Point, mark, points_of, select
 from tracking.stagefiles import Attempt, StageFiles, State, Target
 
 if TYPE_CHECKING:
@@ -31,48 +32,6 @@ _CONTEXTS = {"pretrain": "training", "finetune": "training", "probe": "training"
 
 class LeaseLostError(RuntimeError):
     """Another process delivers this stage now; this one must stop."""
-
-
-@dataclass(kw_only=True)
-class Delivery:
-    """Content of tracking.json: what MLflow has of a stage, and where.
-
-    `offset` is the byte in metrics.jsonl before which everything is settled; `files` maps uploaded
-    files to digests; `closed` is a digest of what the run was closed with; `params` are those that
-    were logged, which MLflow never changes. When a database is gone and the run is made anew,
-    `earlier` is what it had been sent, so that the same points are chosen again.
-    """
-
-    uri: str
-    experiment_id: str = ""
-    parent_run_id: str = ""
-    mlflow_run_id: str = ""
-    offset: int = 0
-    shipped_step: int = -1
-    shipped: Shipped = field(default_factory=dict)
-    earlier: Shipped = field(default_factory=dict)
-    params: dict[str, str] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    status: str = ""
-    closed: str = ""
-
-    @staticmethod
-    def load(path: Path, uri: str) -> Delivery:
-        """What was delivered to that server before; nothing where it was another one."""
-        record = fsio.read_json_or_none(path) or {}
-        if record.pop("schema_version", None) != 1 or record.get("uri") != uri:
-            return Delivery(uri=uri)
-        names = {one.name for one in fields(Delivery)}  # a job may run older or newer code
-        return Delivery(**{name: value for name, value in record.items() if name in names})
-
-    def anew(self) -> Delivery:
-        """The same stage before anything was delivered, for a run that is made once more."""
-        earlier = {attempt: dict(marks) for attempt, marks in self.earlier.items()}
-        for attempt, marks in self.shipped.items():
-            known = earlier.setdefault(attempt, {})
-            known.update({name: max(step, known.get(name, -1)) for name, step in marks.items()})
-        return Delivery(uri=self.uri, earlier=earlier, params=self.params)
 
 
 class Shipment:
@@ -256,7 +215,20 @@ class Shipment:
                 self.delivery.shipped_step = max(self.delivery.shipped_step, point.step)
             mark(self.delivery.shipped, batch)
             self.save()
+        self._deliver_usage()
         return count
+
+    def _deliver_usage(self) -> None:
+        """Send what system.jsonl has more; none of it is ever repeated or superseded."""
+        batch: list[Point] = []
+        end = self.delivery.system_offset
+        for after, line in fsio.read_json_lines(self.files.path / usage.FILE, end):
+            batch.extend(points_of(end, line))
+            end = after
+        if batch:
+            recorder.log_points(self.client, self.run_id, batch)
+            self.delivery.system_offset = end
+            self.save()
 
     def _read_lines(self) -> None:
         start = self._read_to
@@ -284,7 +256,7 @@ class Shipment:
             "result": self.files.result(),
             "models": self.upstream_models(),
             "upstream": [one.mlflow_run_id(self.target.uri) for one in self.files.upstream()],
-            "metrics": _size(self.files.path / "metrics.jsonl"),
+            "metrics": [_size(self.files.path / one) for one in ("metrics.jsonl", usage.FILE)],
         }
         return fsio.sha256_text(fsio.to_json(parts))
 

@@ -179,7 +179,7 @@ def sync_run(
         return RunSync(run_id=run_id, tracked=False)
     away = list[str]()
     with _problems(away):
-        backend.connect(target.uri).search_experiments(max_results=1)
+        backend.knock(target.uri)
     if away:  # said once, without a wait for each stage
         return RunSync(run_id=run_id, uri=scrub(target.uri), away=True, problem=away[0])
     known = states or {}

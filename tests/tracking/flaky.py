@@ -1,4 +1,4 @@
-"""A proxy before an MLflow server that can answer 503, hang, be slow, or pass requests on."""
+"""A proxy before an MLflow server that can answer 503, hang, be slow or pass requests on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from typing import Any
 
 
 class Proxy:
-    """`mode` is one of pass, refuse (503), hang (no answer); `requests` counts all that came."""
+    """`mode` is one of pass, slow, refuse (503), hang (no answer); `requests` counts all.
 
-    def __init__(self, upstream: str, mode: str) -> None:
+    A slow one passes every request on at once and answers `delay` seconds later, so that a client
+    with less patience sends again what was done already.
+    """
+
+    def __init__(self, upstream: str, mode: str, delay: float = 0.0) -> None:
+        self.delay = delay
         self.upstream = upstream
         self.mode = mode
         self.requests = 0
@@ -49,6 +54,8 @@ class Proxy:
                 status, headers, answer = (
                     (503, {}, b"down") if proxy.mode == "refuse" else self._forward(body)
                 )
+                if proxy.mode == "slow":
+                    proxy._closing.wait(proxy.delay)
                 with contextlib.suppress(ConnectionError):  # the client has given up
                     self._answer(status, headers, answer)
 

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from cluster import fsio
 from tests.tracking.fabricate import Pipeline, Stage, make_pipeline, wait_until
 from tests.tracking.flaky import Proxy
-from tracking import outbox
+from tracking import delivering, outbox
 from tracking.outbox import Outbox
 from tracking.server import Server
 from tracking.stagefiles import StageFiles
@@ -113,7 +113,7 @@ def _deliver_here(stage: Stage) -> bool:
     files = StageFiles(stage.path)
     target = files.target(1)
     assert target is not None
-    return outbox.deliver(files, target, lambda _: True) == 0
+    return delivering.deliver(files, target, lambda _: True) == 0
 
 
 def test_five_preemptions_give_one_child_run_with_each_step_once_from_the_last_attempt(
@@ -222,7 +222,7 @@ def test_with_the_server_away_a_job_ends_soon_and_sync_delivers_everything_later
     stage.end("s001r000", "succeeded", 49)
     started = time.monotonic()
     assert not process.finish()
-    assert time.monotonic() - started < outbox.DRAIN_AWAY_SECONDS + 6
+    assert time.monotonic() - started < delivering.DRAIN_AWAY_SECONDS + 6
     assert "left for `orchestrate sync`" in _said(stage)
     stage.submission(1, {**stage_tracking(stage), "uri": mlflow_server.url})
     outcome = sync_stage(stage.path)

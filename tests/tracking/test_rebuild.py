@@ -17,7 +17,7 @@ from tests.orchestrator.fabricated import FakeExecutor
 from tests.tracking.conftest import Invoke
 from tests.tracking.dump import dump
 from tests.tracking.fabricate import Pipeline, Stage, finish_all, make_pipeline
-from tracking import outbox
+from tracking import delivering
 from tracking.stagefiles import StageFiles
 
 
@@ -26,7 +26,7 @@ def _job(stage: Stage, submission: int = 1) -> None:
     files = StageFiles(stage.path)
     target = files.target(submission)
     assert target is not None
-    assert outbox.deliver(files, target, lambda _: True) == 0
+    assert delivering.deliver(files, target, lambda _: True) == 0
 
 
 def _finished_after_many_troubles(pipeline: Pipeline) -> None:
