@@ -88,7 +88,7 @@ def hand_over(
     """
     walk = _Walk(run=run, store=store, executor=executor)
     resources = avoiding(run["run_id"], store, [order.resources for order in orders])
-    orders = [replace(one, resources=own) for one, own in zip(orders, resources, strict=True)]
+    orders = [_avoiding(one, own) for one, own in zip(orders, resources, strict=True)]
     walk.check([order for order in orders if order.action in _SUBMITTED])
     parts: dict[str, list[Order]] = {}
     for order in orders:
@@ -102,6 +102,14 @@ def hand_over(
         raise take_back(walk.made, error, executor) from error
     stages = tuple(walk.done[order.name] for order in orders)
     return SubmittedRun(run_id=run["run_id"], stages=stages, handles=walk.handles)
+
+
+def _avoiding(order: Order, resources: Resources) -> Order:
+    """The order with what its job is to do without, and with words about that."""
+    if order.action not in _SUBMITTED or resources == order.resources:
+        return order
+    reason = f"without {resources.exclude}; {order.reason}".removesuffix("; ")
+    return replace(order, resources=resources, reason=reason)
 
 
 @dataclass(kw_only=True)
