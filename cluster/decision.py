@@ -209,16 +209,25 @@ def _by_itself(ending: Ending, root: Root) -> _Found:
     if view.lost_nodes and cause in ("communication", "killed"):
         reason = f"{', '.join(view.lost_nodes)} failed"
         return _Found(cause="node_failure", exit_code=code, reason=reason, self_ended=False)
-    reason = ending.rules[cause].words
+    reason = ending.rules[cause].words + _where(root, ending.placement)
     # The watchdog of a rank that is killed records it; where nobody on a node could, it is gone.
     silent = silent_node(ending.failures, ending.placement) if root.failure is None else None
     if cause == "killed" and silent is not None:
         cause, reason = "communication", f"{silent} fell silent, and the others lost it"
     elif cause == "killed" and code > FIRST_SIGNAL_CODE:
-        reason = f"a rank was killed by signal {code - FIRST_SIGNAL_CODE}"
+        signal = f" by signal {code - FIRST_SIGNAL_CODE}"
+        reason = ending.rules[cause].words + signal + _where(root, ending.placement)
     elif cause == "unknown":
         reason = f"exit code {code}"
     return _Found(cause=cause, exit_code=code, reason=reason, self_ended=cause != "cancelled")
+
+
+def _where(root: Root, placement: Placement) -> str:
+    if root.failure is None:
+        return ""
+    rank, host = root.failure.rank, root.failure.host
+    place = placement.node_of(rank, host) or host
+    return f" (rank {rank} on {place})" if place else f" (rank {rank})"
 
 
 def _apply(rule: Rule, found: _Found, ending: Ending) -> Decision:

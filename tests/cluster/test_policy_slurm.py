@@ -200,10 +200,11 @@ def test_later_jobs_of_a_run_are_submitted_without_its_bad_nodes(
         for n, resources in ((2, Resources()), (3, Resources(nodes=4)))
     ]
     run = {"run_id": "r", "code": {"path": None}, "tracking": {"enabled": False}}
-    excluded = []
+    excluded, reasons = [], []
     for order in orders:
         submitted = hand_over([order], run, store, SlurmExecutor())
         handle = submitted.handles["probe"]
         excluded.append(four_nodes.job(handle.job_id)["ExcNodeList"])
+        reasons.append(submitted.stages[0].reason)
         policy_bench.executor.cancel([handle])
-    assert excluded == ["n2", "(null)"]
+    assert (excluded, reasons) == (["n2", "(null)"], ["without n2", ""])
