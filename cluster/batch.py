@@ -241,8 +241,10 @@ def _srun_args(resources: Resources) -> list[str]:
     more = []
     if resources.gpus_per_node and resources.gpu_request == "gpus-per-task":
         more.append("--gpus-per-task=1")
-    if resources.cpu_bind is not None and resources.tasks_per_node > 1:
-        more.append(f"--cpu-bind={_check_option('cpu_bind', resources.cpu_bind)}")
+    # A hint binds by itself, and SLURM takes one of the two only.
+    bound = resources.cpu_bind is not None and "hint" not in resources.extra
+    if bound and resources.tasks_per_node > 1:
+        more.append(f"--cpu-bind={resources.cpu_bind}")
     return [
         *more,
         "--open-mode=append",

@@ -151,7 +151,7 @@ EnvSpec = Annotated[
 
 
 def environment_of(spec: EnvSpec, data: Sequence[str]) -> PythonEnvironment:
-    """As an executor takes it; `data` are folders of videos, which a container must see."""
+    """As an executor takes it; `data` are folders and files besides the store that jobs read."""
     common = PythonEnvironment(
         kind=spec.kind,
         python=spec.python,

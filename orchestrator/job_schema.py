@@ -152,6 +152,11 @@ class ClusterSpec(Strict):
         None, description="where the Python of the jobs comes from; default: the one that submits"
     )
     setup: tuple[Line, ...] = Field((), description="shell lines of every job, before its ranks")
+    transport: Literal["auto", "requeue", "successor"] = Field(
+        "auto",
+        description="how a stage goes on when SLURM ends its job: the same job again, or another"
+        " one that waits for its end; auto: the first, wherever the site lets jobs ask for it",
+    )
     pass_env: tuple[Annotated[str, AfterValidator(_passable)], ...] = Field(
         (), description="further variables of this shell that jobs get: NAME or PREFIX_*"
     )
@@ -222,6 +227,7 @@ def job_resources(
         memory = spec.mem_per_gpu_gb * gpus
     decided = {"device", "gpus_per_node", "tasks_per_node", "gpu_request", "gpu_type"}
     fields = spec.model_dump(exclude={*decided, "mem_gb", "mem_per_gpu_gb"})
+    seen = [*data, *([cluster.env_file] if cluster.env_file else [])]
     return Resources(
         **fields,
         device=device,
@@ -233,7 +239,7 @@ def job_resources(
         setup=cluster.setup,
         pass_env=cluster.pass_env,
         env_file=cluster.env_file,
-        environment=None if cluster.env is None else environment_of(cluster.env, data),
+        environment=None if cluster.env is None else environment_of(cluster.env, seen),
     )
 
 

@@ -363,6 +363,12 @@ def test_only_options_of_the_list_can_be_added(key: str) -> None:
         ({"hours": float("nan")}, "hours"),
         ({"mem_gb": float("inf")}, "mem_gb"),
         ({"partition": " "}, "partition: empty"),
+        ({"reservation": ""}, "reservation: empty"),
+        ({"nodelist": "a\nb"}, "nodelist"),
+        (
+            {"gpus_per_node": 4, "tasks_per_node": 2, "gpu_request": "gpus-per-task"},
+            "are not one each",
+        ),
         ({"setup": ("echo a\necho b",)}, r"setup\[0\]"),
         ({"exclude": "x" * 40_000}, "40000 characters"),
     ],
@@ -389,6 +395,28 @@ def test_the_warning_takes_no_more_than_a_third_of_a_short_job() -> None:
         "USR2@300",
         "USR2@300",
     ]
+
+
+def test_ranks_are_bound_where_they_share_a_node_and_no_hint_does_it() -> None:
+    def bound(**asked: Any) -> bool:
+        resources = Resources(cpu_bind="cores", **asked)
+        values = parameters(request(resources=resources), {})
+        return "--cpu-bind=cores" in values["srun_args"]
+
+    assert bound(tasks_per_node=2)
+    assert not bound(tasks_per_node=1, nodes=2)
+    assert not bound(tasks_per_node=2, extra={"hint": "nomultithread"})
+
+
+@pytest.mark.parametrize("spelling", ["gpus-per-node", "gpus-per-task", "gres"])
+def test_gpus_are_not_asked_for_twice(spelling: Any) -> None:
+    asked = Resources(device="cuda", gpus_per_node=1, gpu_request=spelling)
+    with pytest.raises(RequestError, match=r"extra.gres: asks for GPUs again"):
+        parameters(request(resources=replace(asked, extra={"gres": "nvme:1,gpu:1"})), {})
+    beside = parameters(request(resources=replace(asked, extra={"gres": "nvme:1"})), {})
+    alone = parameters(request(resources=Resources(extra={"gres": "nvme:1"})), {})
+    assert "nvme:1" in beside["additional_parameters"]["gres"]
+    assert alone["additional_parameters"]["gres"] == "nvme:1"
 
 
 def test_short_jobs_get_at_least_a_minute_and_limits_are_rounded_up() -> None:

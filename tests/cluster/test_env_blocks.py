@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cluster.contract import JobRequest, PythonEnvironment, Resources
 from cluster.env_blocks import host_python, rank_python
 from cluster.slurm import SlurmExecutor
 from tests.cluster.bench import REPOSITORY, Bench, Job
-from tests.cluster.test_batch import GOLDEN, plain_shell, request
+from tests.cluster.test_batch import GOLDEN, PAYLOADS, plain_shell, request
 from tests.slurm_cluster import PrivateSlurm
 
 __all__ = ["plain_shell"]
@@ -124,6 +125,43 @@ def test_a_node_without_python_for_the_epilogue_is_told_at_once(host: str, tmp_p
     done = subprocess.run(["/bin/bash", "-c", text], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (65, "")
     assert f"no Python 3.11 at {host}" in done.stderr and "cluster.env.host_python" in done.stderr
+
+
+HOSTILE: dict[str, Callable[[str], PythonEnvironment]] = {
+    "venv": lambda v: PythonEnvironment(kind="venv", place=v, load=(v,), init=v),
+    "conda": lambda v: PythonEnvironment(kind="conda", place=v, conda_sh="/dev/null"),
+    "conda.sh": lambda v: PythonEnvironment(kind="conda", place="a", conda_sh=v),
+    "modules": lambda v: PythonEnvironment(kind="modules", load=(v,), init="/dev/null", python=v),
+    "apptainer": lambda v: PythonEnvironment(
+        kind="apptainer", place=v, binds=(v,), arguments=(v,), python=v
+    ),
+    "pyxis": lambda v: PythonEnvironment(kind="pyxis", place=v, binds=(v,), arguments=(v,)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_hostile_value_of_an_environment_is_executed(kind: str, tmp_path: Path) -> None:
+    """Each script that is not refused runs in an empty folder, with an srun that does nothing."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    (tmp_path / "empty").mkdir()
+    shell = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path / "empty")}
+    refused = 0
+    for payload in PAYLOADS:
+        job = in_environment(HOSTILE[kind](payload))
+        job = replace(job, epilogue=("/bin/true",), log_dir=tmp_path / "logs")
+        try:
+            text = SlurmExecutor().render(job)
+        except RequestError as error:
+            assert str(error).isprintable()
+            refused += 1
+            continue
+        subprocess.run(
+            ["/bin/bash", "-c", text], cwd=tmp_path / "empty", env=shell, capture_output=True
+        )
+        assert not list((tmp_path / "empty").iterdir()), payload
+    assert 8 <= refused < len(PAYLOADS)
 
 
 # -- on a private SLURM ----------------------------------------------------------------------------

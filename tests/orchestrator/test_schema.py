@@ -422,4 +422,4 @@ def test_resources_survive_the_record_of_a_run(tmp_path: Path) -> None:
     home = str(Path.home())
     assert found.environment is not None and found.env_file == f"{home}/f"
     assert found.environment.place == f"{home}/i.sif"
-    assert found.environment.binds == (f"{home}/a:/b:ro", "/videos")
+    assert found.environment.binds == (f"{home}/a:/b:ro", "/videos", f"{home}/f")
