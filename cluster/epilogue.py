@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin = None
     if attempt.job_id is not None:
         origin = origin_of(attempt.stage, attempt.submission, os.environ)
-    decision = _act(attempt, origin, seen, _possible(origin, seen, decide(ending)))
+    wanted = _rehearsed(attempt, decide(ending))
+    decision = _act(attempt, origin, seen, _possible(origin, seen, wanted))
     how = "was told to end" if options.signalled else f"ended with exit code {ending.exit_code}"
     print(
         f"orchestrate: attempt {attempt.folder.name} {how} at step {ending.step}:"
@@ -56,6 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if origin is not None and decision.exclude:
         leave_out(origin.job_id, decision.exclude)
     return exit_code(decision)
+
+
+def _rehearsed(attempt: Attempt, decision: Decision) -> Decision:
+    """What a person did on purpose (`orchestrate drill`) says nothing of a node or of the stage."""
+    if read(attempt.folder / "drill.json") is None:
+        return decision
+    policy = "free" if decision.policy == "counted" else decision.policy
+    reason = f"{decision.reason} (a drill)"
+    return replace(decision, exclude=(), self_ended=False, policy=policy, reason=reason)
 
 
 def _possible(origin: Origin | None, seen: Seen, decision: Decision) -> Decision:

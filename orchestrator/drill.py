@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cluster import strike
+from cluster import fsio, strike
 from cluster.contract import Executor, Phase, SchedulerError
 from cluster.doctor import requeue, send_signal
 from cluster.ranks import RankError, expand_hosts
@@ -114,7 +115,8 @@ class Report:
             told.append(f"  {self.next_attempt} began after {self.began_after:.0f} s{other}")
         if not self.came_back:
             return [*told, f"  did not come back: {self.verdict}"]
-        repeated = f"{self.steps_repeated} steps were done twice ({self.saved} to {self.step})"
+        count = "1 step was" if self.steps_repeated == 1 else f"{self.steps_repeated} steps were"
+        repeated = f"{count} done twice ({self.saved} to {self.step})"
         nothing = f"no step was done twice (saved at {self.saved})"
         told.append(f"  {self.verdict} after {self.lost:.0f} s, so much was lost")
         return [*told, f"  {repeated if self.steps_repeated else nothing}"]
@@ -189,9 +191,21 @@ def describe(fault: Fault, target: Target) -> str:
 def inflict(fault: Fault, target: Target) -> str:
     """Do it; what was done, as a command that a person could have typed.
 
+    The attempt is marked first, so that its end is not held against the node or the stage.
+
     Raises:
         SchedulerError: it was refused, or no rank was found.
     """
+    mark = target.folder / "attempts" / target.attempt / "drill.json"
+    fsio.write_json(mark, {"fault": fault, "user": getpass.getuser(), "at": time.time()})
+    try:
+        return _do(fault, target)
+    except SchedulerError:
+        mark.unlink(missing_ok=True)
+        raise
+
+
+def _do(fault: Fault, target: Target) -> str:
     if target.executor == "local":
         return _inflict_here(fault, target)
     if fault is Fault.PREEMPT:

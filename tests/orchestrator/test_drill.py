@@ -130,7 +130,7 @@ def test_a_stage_comes_back_and_the_report_says_what_was_lost(
     report = reports[fault]
     assert report["came_back"] and report["verdict"] == "goes on"
     assert (report["attempt"], report["next_attempt"]) == ("s001r000", "s001r001")
-    assert report["decision"] == "requeue" and report["reason"]
+    assert report["decision"] == "requeue" and report["reason"].endswith("(a drill)")
     assert 0 < report["ended_after"] < report["began_after"] < report["lost"]
     assert report["saved"] > 0 and report["steps_repeated"] == max(
         0, report["step"] - report["saved"]
@@ -156,10 +156,13 @@ def test_stages_that_are_told_to_stop_lose_no_step(reports: dict[str, dict[str, 
 def test_only_the_ranks_of_one_node_are_killed(
     reports: dict[str, dict[str, Any]], root: Path
 ) -> None:
-    """The batch script lived on, else nobody had written how the attempt ended."""
+    """The batch script lived on, else nobody had written how the attempt ended.
+
+    Nor is the node avoided from now on, as it would be had it failed by itself.
+    """
     stage = Store(root).stage_dir("pretrain", fsio.sha256_text("kill-node"))
     ended = fsio.read_json(stage.attempts / "s001r000" / "exit.json")
-    assert ended["exit_code"] == 137
+    assert (ended["exit_code"], ended["exclude"], ended["self_ended"]) == (137, [], False)
 
 
 @pytest.mark.slurm
