@@ -62,11 +62,12 @@ def open_store(given: Path | None) -> Store:
     return Store(given.expanduser().absolute() if given else default_store())
 
 
-def confirm(question: str, options: str, *, yes: bool, ask: bool = True) -> None:
+def confirm(told: str, question: str, options: str, *, yes: bool, ask: bool = True) -> None:
     """Go on only with a person's consent; whoever says no gets exit code 1.
 
     Args:
-        question: what is about to happen.
+        told: what is about to happen.
+        question: what to ask.
         options: what to say on the command line instead of an answer.
         yes: consent was given there.
         ask: whether somebody may be asked.
@@ -79,8 +80,8 @@ def confirm(question: str, options: str, *, yes: bool, ask: bool = True) -> None
     if yes:
         return
     if not (ask and sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Refused(f"{question}\n  nothing was done: {options}")
-    typer.confirm(question, abort=True, err=True)
+        raise Refused(f"{told}\n  nothing was done: {options}")
+    typer.confirm(f"{told}\n{question}", abort=True, err=True)
 
 
 def command(

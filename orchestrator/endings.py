@@ -34,7 +34,7 @@ _EXIT_CODES = {
 _SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV"}
 _SIGNALS |= {143: "SIGTERM"}
 _STOPPED = {
-    "preempted": "preempted",
+    "preempted": "preempted or requeued",
     "time_limit": "stopped at its time limit",
     "node_failure": "lost with a node",
 }
@@ -183,7 +183,8 @@ def _known_cause(ended: Mapping[str, Any]) -> tuple[str, str]:
     """The word for the cause, and the reason in brackets where it says more than the word."""
     cause, reason = str(ended.get("cause") or ""), str(ended.get("reason") or "")
     word = _STOPPED.get(cause, "")
-    return word, f" ({printable(reason)})" if reason and reason != cause else ""
+    says_more = reason and cause != "preempted"
+    return word, f" ({printable(reason)})" if says_more else ""
 
 
 def printable(text: str) -> str:

@@ -198,8 +198,8 @@ def _going_on(status: str, record: StageRecord, state: JobState | None, commands
     words = ["being cancelled"] if record.cancel is not None else []
     if status == "requeued" and record.current is not None:
         words.append(ending(record.current))
-    if status == "running" and len(record.attempts) > 1:
-        words.append(f"{ending(record.attempts[-2])}, then started again")
+    if status == "running" and (before := record.before) is not None:
+        words.append(f"{ending(before)}, then started again")
     # What its dependency waits for has a place of its own.
     named = state is not None and state.reason == "Dependency" and record.plan["upstream"]
     if status in ("waiting", "requeued") and state is not None and state.reason and not named:

@@ -60,10 +60,19 @@ class StageRecord:
     @property
     def current(self) -> Attempt | None:
         """The newest attempt of the newest submission; those of older ones no longer count."""
+        mine = self._of_newest()
+        return mine[-1] if mine else None
+
+    @property
+    def before(self) -> Attempt | None:
+        """The attempt that the current one goes on from, if that is of the same submission."""
+        mine = self._of_newest()
+        return mine[-2] if len(mine) > 1 else None
+
+    def _of_newest(self) -> list[Attempt]:
         newest = self.claim if self.claimed else None
         n = int(newest["n"]) if newest else self.submission.n if self.submission else 0
-        mine = [one for one in self.attempts if str(one["id"]).startswith(f"s{n:03d}r")]
-        return mine[-1] if mine else None
+        return [one for one in self.attempts if str(one["id"]).startswith(f"s{n:03d}r")]
 
 
 def read_records(run_id: str, store: Store) -> list[StageRecord]:

@@ -116,7 +116,7 @@ def _refuse_live(
         run, _, name = alive[0].partition(":")
         command = Commands.of(run, store).cancel(name)
         jobs = ", ".join(f"{one} (job {handles[one].job_id})" for one in alive)
-        raise Refused(f"{jobs} waits or runs, and reads or writes this: first `{command}`")
+        raise Refused(f"there are jobs that work with {stage}: {jobs}; first `{command}`")
 
 
 def _steps(folder: StageDir) -> Iterator[int]:

@@ -256,7 +256,7 @@ def _confirm_shared(
     lines = [f"  {name}: {', '.join(runs)}" for name, runs in shared.items()]
     told = "\n".join([f"other runs use stages of {found.run_id} that would stop:", *lines])
     options = "--yes stops them too, --keep-shared leaves them alone"
-    confirm(f"{told}\nstop them for all?", options, yes=yes, ask=ask)
+    confirm(told, "stop them for all?", options, yes=yes, ask=ask)
 
 
 def _confirm_clearing(found: Clearing, *, yes: bool, ask: bool) -> None:
@@ -269,7 +269,7 @@ def _confirm_clearing(found: Clearing, *, yes: bool, ask: bool) -> None:
     if found.stale:
         lines.append(f"  made from its result, and stale then: {', '.join(found.stale)}")
     told = "\n".join([*lines, f"  all of it goes to {found.aside}"])
-    confirm(f"{told}\nstart from the beginning?", "--yes does it unasked", yes=yes, ask=ask)
+    confirm(told, "start from the beginning?", "--yes does it unasked", yes=yes, ask=ask)
 
 
 def _executor(store: Store, run_id: str) -> Executor | None:
