@@ -20,6 +20,8 @@ FAULTS = (
     "slurmctld restarted",
 )
 EXTRA_FAULTS = ("preempted twice", "preempted in finetuning", "scancel")
+# Where a successor, not a requeue, follows upon each attempt.
+CARRIED_FAULTS = ("preempting job", "SIGKILL of a rank", "time limit", "node set down", "scancel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +100,12 @@ PAIRWISE = tuple(
 
 
 def extra_cells() -> list[Cell]:
-    """What is judged beside the matrix: each under both modes, on the plainest cluster."""
+    """What is judged beside the matrix on the plainest cluster: other faults, and successors."""
+    beside = [(fault, mode, "auto") for fault in EXTRA_FAULTS for mode in MODES]
+    carried = [(fault, "CANCEL", "successor") for fault in CARRIED_FAULTS]
     return [
-        Cell(fault=fault, mode=mode, user_signal=False, accounting=False)
-        for fault in EXTRA_FAULTS
-        for mode in MODES
+        Cell(fault=fault, mode=mode, user_signal=False, accounting=False, transport=transport)
+        for fault, mode, transport in [*beside, *carried]
     ]
 
 
