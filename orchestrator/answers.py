@@ -14,6 +14,7 @@ from orchestrator.store import SCHEMA_VERSION, Store
 
 if TYPE_CHECKING:
     from cluster.contract import Executor
+    from cluster.transport import Transport
     from orchestrator.checkup import Check
     from orchestrator.logs import LogLine
     from orchestrator.plan import Plan
@@ -36,10 +37,11 @@ def show_scripts(prepared: Prepared, store: Store) -> None:
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """What would happen."""
     if as_json:
-        return print_json(plan_object(prepared.plan, prepared.executor_name))
+        return print_json(plan_object(prepared.plan, prepared.executor_name, prepared.transport))
     from orchestrator.view import emit, plan_view
 
-    return emit(plan_view(prepared.plan, prepared.executor_name), sys.stdout)
+    view = plan_view(prepared.plan, prepared.executor_name, prepared.transport)
+    return emit(view, sys.stdout)
 
 
 def show_submitted(
@@ -230,7 +232,7 @@ def finish(
     return 1 if any(stage.action == "blocked" for stage in run.stages) else 0
 
 
-def plan_object(plan: Plan, executor: str) -> dict[str, Any]:
+def plan_object(plan: Plan, executor: str, transport: Transport | None = None) -> dict[str, Any]:
     """The object of `plan --json`; docs/cli.md documents its fields."""
     stages = [
         {
@@ -249,7 +251,11 @@ def plan_object(plan: Plan, executor: str) -> dict[str, Any]:
     run = {"id": plan.run_id, "recipe": plan.recipe.name, "executor": executor}
     return {
         "schema_version": SCHEMA_VERSION,
-        "run": {**run, "gpu_hours": plan.gpu_hours},
+        "run": {
+            **run,
+            "gpu_hours": plan.gpu_hours,
+            "transport": asdict(transport) if transport else None,
+        },
         "stages": stages,
     }
 

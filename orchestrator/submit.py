@@ -15,6 +15,7 @@ from typing import Any
 from cluster import fsio
 from cluster.contract import Executor, SchedulerError
 from cluster.patience import Patience, answered
+from cluster.transport import Transport
 from orchestrator.facts import StoreFacts
 from orchestrator.handover import Order, SubmittedRun, SubmittedStage, hand_over
 from orchestrator.plan import Plan, PlannedStage, StageFacts, decide, load_recipe, make_plan
@@ -41,6 +42,7 @@ class Prepared:
     executor_name: str
     executor: Executor
     facts: StoreFacts
+    transport: Transport | None = None
 
 
 def prepare(
@@ -61,6 +63,7 @@ def prepare(
     from cluster.executors import make
     from orchestrator.external import external_stages, registered_encoders
     from orchestrator.site_checks import check_files, gpu_request
+    from orchestrator.transports import carried_by, transport_of
 
     recipe = load_recipe(recipe_path, overrides)
     check_files(recipe)
@@ -79,8 +82,14 @@ def prepare(
     patience = Patience(say=_to_stderr) if patient else Patience(seconds=0.0)
     facts = answered(lambda: StoreFacts(store, wanted), patience)
     plan = decide(bare, facts)
+    transport = transport_of(plan, executor, store.root)
     return Prepared(
-        recipe=recipe, plan=plan, executor_name=executor.name, executor=executor, facts=facts
+        recipe=recipe,
+        plan=carried_by(plan, transport),
+        executor_name=executor.name,
+        executor=executor,
+        facts=facts,
+        transport=transport,
     )
 
 

@@ -17,6 +17,7 @@ from orchestrator.groups import collapsed, grouped, name_of
 
 if TYPE_CHECKING:
     from cluster.contract import Resources
+    from cluster.transport import Transport
     from orchestrator.checkup import Check
     from orchestrator.handover import SubmittedRun, SubmittedStage
     from orchestrator.planned import Plan, PlannedStage
@@ -62,8 +63,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
     return view
 
 
-def plan_view(plan: Plan, executor: str) -> RenderableType:
-    """What would happen to each stage, and what it may cost at most."""
+def plan_view(plan: Plan, executor: str, transport: Transport | None = None) -> RenderableType:
+    """What would happen to each stage, how it goes on, and what it may cost at most."""
     rows: list[list[Cell]] = [
         [
             name_of(group),
@@ -78,7 +79,8 @@ def plan_view(plan: Plan, executor: str) -> RenderableType:
     ]
     columns = ["stage", "kind", "action", "nodes x ranks", "gpus", "time", "after", "key", "why"]
     head = f"{plan.recipe.name}  run {plan.run_id}  executor {executor}"
-    return Group(Text(head), table(columns, rows), Text(_cost(plan)))
+    how = [Text(f"transport: {transport}")] if transport else []
+    return Group(Text(head), table(columns, rows), Text(_cost(plan)), *how)
 
 
 def submitted_view(

@@ -267,7 +267,7 @@ def test_plan_shows_what_would_happen_and_writes_nothing(
 
 def test_plan_as_json_has_exactly_the_documented_fields(orchestrate: Invoke, recipe: str) -> None:
     value = json.loads(orchestrate("plan", recipe, "--json").stdout)
-    assert set(value["run"]) == {"id", "recipe", "executor", "gpu_hours"}
+    assert set(value["run"]) == {"id", "recipe", "executor", "gpu_hours", "transport"}
     documented = {"name", "kind", "key", "action", "reason", "after", "resources", "config"}
     documented |= {"part_of"}
     assert set(value["stages"][0]) == documented
