@@ -243,8 +243,12 @@ def test_ranks_run_in_a_venv_with_modules_and_the_stored_code(
     job = slurm_bench.submit_request(replace(request, env={**request.env, "OMP_NUM_THREADS": "3"}))
     plain = PythonEnvironment(kind="modules", load=("site",))
     other = slurm_bench.submit_request(_look(slurm_bench, "modules", plain, pass_env=passed))
-    states = slurm_bench.wait(job, other)
-    assert [state.exit_code for state in states] == [0, 0], job.log() + other.log()
+    # A prefix alone is used without conda, and what has a bin/python is one.
+    conda = PythonEnvironment(kind="conda", place=str(slurm_shared / "my venv"))
+    third = slurm_bench.submit_request(_look(slurm_bench, "conda", conda))
+    states = slurm_bench.wait(job, other, third)
+    assert [state.exit_code for state in states] == [0, 0, 0], job.log() + other.log() + third.log()
+    assert _seen(third)["prefix"] == _seen(third)["env"]["CONDA_PREFIX"] == conda.place
     for each, prefix in ((job, slurm_shared / "my venv"), (other, Path(sys.prefix))):
         seen = _seen(each)
         assert Path(seen["prefix"]) == prefix

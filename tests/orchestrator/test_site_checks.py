@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ from cluster.executors import make
 from cluster.site import SiteProfile, write_profile
 from cluster.slurm import SlurmExecutor
 from orchestrator.errors import RecipeErrors
+from orchestrator.job_schema import ResourcesSpec, job_resources
+from orchestrator.jobs import job_request
 from orchestrator.schema import Recipe
 from orchestrator.site_checks import check_files, gpu_request
 from orchestrator.store import StageDir
-from tests.orchestrator.recipes_for_tests import SMALL, load_text
+from tests.orchestrator.recipes_for_tests import ROOT, SMALL, load_text
 
 
 @pytest.fixture
@@ -115,3 +119,22 @@ def test_a_rank_reads_the_private_file_itself(tmp_path: Path, mode: int, code: i
     else:
         assert done.returncode == code
         assert "chmod 600" in done.stderr
+
+
+def _examples() -> list[str]:
+    text = (ROOT / "docs" / "sites.md").read_text(encoding="utf-8")
+    return re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_sites_of_the_documentation_are_valid_and_give_a_script(
+    tmp_path: Path, number: int
+) -> None:
+    examples = _examples()
+    assert len(examples) == 4
+    text = SMALL + "cluster:\n" + textwrap.indent(examples[number], "  ")
+    recipe = load_text(tmp_path, text.replace("batch_size: 16", "batch_size: 128"))
+    asked = job_resources(ResourcesSpec(), recipe.cluster, has_gpus=True)
+    stage = StageDir(tmp_path / "stages" / "pretrain-0123456789ab")
+    script = SlurmExecutor().render(job_request("a", stage, 1, asked, "/code", ()))
+    assert " orchestrator.entry " in script
