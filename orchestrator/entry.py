@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from cluster.environment import EnvFileError, read_env_file
 from cluster.heartbeat import Heart
 from cluster.preemption import StopFlag
 from cluster.ranks import (
-    RankEnv,
     RankError,
     check_world_size,
     cpus_of_task,
@@ -34,46 +31,14 @@ from cluster.ranks import (
 )
 from cluster.successor import superseded
 from cluster.unrecorded import record_lost
+from orchestrator.attempt import Attempt, print_outcome, record_end, record_start
 from orchestrator.inputs import verify_inputs
 from orchestrator.notes import Notes
 from orchestrator.origin import origin_of
 from orchestrator.outcome import Outcome, classify, write_result
 from orchestrator.store import SCHEMA_VERSION, StageDir
-from recipes.contract import Phase, Progress, StageContext, StageError, StageResult
+from recipes.contract import Phase, Progress, StageContext, StageResult
 from tracking.plain import aim_at_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One run of one submission on the node, as this rank sees it.
-
-    `heart` is how its watchdog knows that this rank lives; `oom_kills` how many processes the
-    kernel had killed here for want of memory when it began.
-    """
-
-    stage: StageDir
-    submission: int
-    restart: int
-    ranks: RankEnv
-    resources: Mapping[str, Any]
-    tracking: Mapping[str, Any] | None
-    heart: Heart | None = None
-    oom_kills: int = 0
-
-    @property
-    def id(self) -> str:
-        """Sorts by submission, then by restart."""
-        return f"s{self.submission:03d}r{self.restart:03d}"
-
-    @property
-    def folder(self) -> Path:
-        """Where this attempt's records lie."""
-        return self.stage.attempts / self.id
-
-    @property
-    def main(self) -> bool:
-        """Whether this is rank 0, the only writer of results."""
-        return self.ranks.rank == 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,7 +117,7 @@ def _open_attempt(stage: StageDir, submission: int) -> Attempt:
         for folder in (stage.outputs, stage.checkpoints, stage.scratch):
             fsio.make_dir(folder)
         record_lost(stage.path, submission, attempt.restart)
-        _record_start(attempt)
+        record_start(attempt)
     return attempt
 
 
@@ -167,22 +132,6 @@ def _start_watchdog(attempt: Attempt) -> Heart | None:
     place = attempt.ranks
     watchdog.start(heart, attempt.folder, place.rank, place.world_size, seconds)
     return heart
-
-
-def _record_start(attempt: Attempt) -> None:
-    fsio.write_json(
-        attempt.folder / "start.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "job_id": os.environ.get("SLURM_JOB_ID", ""),
-            "hosts": os.environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
-            "restart": attempt.restart,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "world_size": attempt.ranks.world_size,
-            "started_at": time.time(),
-        },
-    )
 
 
 def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
@@ -200,13 +149,13 @@ def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
     except BaseException as error:
         killed = (memory.oom_kills() or 0) > attempt.oom_kills
         outcome = classify(error, attempt.stage.committed_step(), oom_killed=killed)
-        _record(attempt, outcome, error)
+        record_end(attempt, outcome, error)
     else:
-        _record(attempt, outcome)
+        record_end(attempt, outcome)
     if attempt.heart is not None:
         attempt.heart.leave()
     if attempt.main or outcome.outcome == "failed":
-        _print_outcome(attempt, outcome)
+        print_outcome(attempt, outcome)
     if outbox is not None:
         outbox.finish(patience_seconds=5.0 if outcome.outcome == "preempted" else 90.0)
     return outcome.exit_code
@@ -295,45 +244,6 @@ def _start_outbox(attempt: Attempt) -> Any:
 
 def _tracking_uri(attempt: Attempt) -> str:
     return str((attempt.tracking or {}).get("uri") or "")
-
-
-def _record(attempt: Attempt, outcome: Outcome, error: BaseException | None = None) -> None:
-    """Write how the attempt ended; where that cannot be, the exit code still says it."""
-    try:
-        if error is not None:
-            _record_failure(attempt, outcome, error)
-        if attempt.main:
-            end = {"schema_version": SCHEMA_VERSION, **asdict(outcome), "finished_at": time.time()}
-            fsio.write_json(attempt.folder / "end.json", end)
-    except OSError as problem:
-        print(f"orchestrate: no record in {attempt.folder}: {problem}", file=sys.stderr, flush=True)
-
-
-def _record_failure(attempt: Attempt, outcome: Outcome, error: BaseException) -> None:
-    if outcome.outcome != "failed":
-        return
-    text = "".join(traceback.format_exception(error))
-    if not isinstance(error, StageError):  # those say what to do; where they were raised is noise
-        print(text, file=sys.stderr, flush=True)
-    fsio.write_json(
-        attempt.folder / f"failure-rank{attempt.ranks.rank}.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "rank": attempt.ranks.rank,
-            "host": socket.gethostname(),
-            "exit_code": outcome.exit_code,
-            "cause": outcome.cause,
-            "message": outcome.message,
-            "traceback": text,
-            "at": time.time(),
-        },
-    )
-
-
-def _print_outcome(attempt: Attempt, outcome: Outcome) -> None:
-    who = f"{attempt.stage.path.name} attempt {attempt.id} rank {attempt.ranks.rank}"
-    message = f": {outcome.message}" if outcome.message else ""
-    print(f"orchestrate: {who} {outcome.outcome}{message}", flush=True)
 
 
 if __name__ == "__main__":
