@@ -165,8 +165,10 @@ class _Resumption:
         parts = [part for part, entry in self.named.items() if entry.get("part_of") == name]
         found = {}
         for one in (name, *(part for part in parts if actions.get(part) == "resume")):
-            found[one] = replace(self.resources(one), **changes.made())
-            self._check_batch(one, found[one])
+            before = self.resources(one)
+            found[one] = replace(before, **changes.made())
+            if found[one].world_size != before.world_size:
+                self._check_batch(one, found[one])
         return found
 
     def _the_broken_one(self, actions: Mapping[str, str], changes: Changes) -> str:
@@ -195,6 +197,12 @@ class _Resumption:
 
         spec = self.folder(name).stage() or {}
         config = config_class(self.named[name]["kind"]).model_validate(spec.get("config", {}))
+        if getattr(config, "sync_batch_norm", False) and self.folder(name).has_committed():
+            raise Refused(
+                f"{name} has sync_batch_norm: what it learns depends on the number of ranks, so"
+                f" its checkpoints go on with the {self.resources(name).world_size} they were"
+                " made with"
+            )
         accumulation = getattr(config, "accumulation", None)
         if accumulation is None:
             return
