@@ -128,6 +128,18 @@ def wait_also_for(origin: Origin, job_id: str) -> None:
             scontrol("update", f"JobId={one.job_id}", f"Dependency={one.and_after(job_id)}")
 
 
+def wait_instead_for(origin: Origin, job_id: str) -> None:
+    """Let what waits for the success of this job, which has failed, wait for that of another one.
+
+    Where scontrol does not work, or the whole of an array is waited for, they are cancelled when
+    this job ends, and submitted again by `orchestrate resume`.
+    """
+    for one in dependents():
+        if ("afterok", origin.job_id) in one.on:
+            moved = one.with_success_of(job_id, origin.job_id)
+            scontrol("update", f"JobId={one.job_id}", f"Dependency={moved}")
+
+
 def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run scontrol; a failure to start it or a late answer is a return code of 1."""
     return command("scontrol", *arguments)

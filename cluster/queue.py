@@ -201,6 +201,12 @@ class Dependent:
         terms = [f"{how}:{on.removesuffix('_*')}" for how, on in self.on]
         return ",".join([*terms, f"afterany:{job_id.partition('_')[0]}"])
 
+    def with_success_of(self, job_id: str, instead_of: str) -> str:
+        """Its dependency with the success of one job in place of that of another."""
+        new = {("afterok", instead_of): ("afterok", job_id.partition("_")[0])}
+        terms = (new.get(term, term) for term in self.on)
+        return ",".join(f"{how}:{on.removesuffix('_*')}" for how, on in terms)
+
 
 def parse_dependents(text: str) -> list[Dependent]:
     """Read `squeue --noheader -O "JobArrayID:|,Dependency:|"`: jobs that wait for others.

@@ -16,6 +16,7 @@ from cluster.inside import (
     megabytes,
     origin_of,
     scontrol,
+    wait_instead_for,
 )
 from cluster.site import SiteProfile
 
@@ -118,7 +119,11 @@ def go_on(origin: Origin, changes: Changes | None = None) -> str | None:
         return None
     refusal = done.stderr.strip() or f"exit {done.returncode}"
     problem = successor.queue(origin, changes=changes, why=f"requeue refused: {refusal}")
-    return None if problem is None else f"{refusal}; a successor was refused too: {problem}"
+    queued = successor.recorded(origin, origin.number + 1)
+    if problem is not None or queued is None:
+        return f"{refusal}; a successor was refused too: {problem}"
+    wait_instead_for(origin, queued.job_id)
+    return None
 
 
 def give_up(origin: Origin, *, failed: bool) -> None:
