@@ -79,9 +79,14 @@ def confirm(told: str, question: str, options: str, *, yes: bool, ask: bool = Tr
 
     if yes:
         return
-    if not (ask and sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (ask and on_terminal()):
         raise Refused(f"{told}\n  nothing was done: {options}")
     typer.confirm(f"{told}\n{question}", abort=True, err=True)
+
+
+def on_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def command(

@@ -123,6 +123,8 @@ class _Resumption:
             if action == "attach" and (handle := self._in_vain(name, actions)):
                 self.replaced[name] = handle
                 action = "resume"
+            elif action == "attach" and self._has_stopped(name):
+                action = "resume"
             if whole is None or whole.asks_for(entry["key"]) or action != "resume":
                 actions[name] = action
         return actions
@@ -144,6 +146,13 @@ class _Resumption:
             return None
         parent_is_new = any(actions.get(upstream) == "resume" for upstream in entry["upstream"])
         return job[0] if parent_is_new or NEVER in job[1].reason else None
+
+    def _has_stopped(self, name: str) -> bool:
+        """Whether its job is only being cleaned up: the end is decided, no attempt follows."""
+        folder = self.folder(name)
+        n = (folder.latest_intent() or {"n": 0})["n"]
+        mine = [a for a in folder.attempt_records() if str(a["id"]).startswith(f"s{n:03d}r")]
+        return bool(mine) and (mine[-1]["exit"] or {}).get("decision") == "stop"
 
     def changed(
         self, stage: str | None, actions: Mapping[str, str], changes: Changes

@@ -202,6 +202,73 @@ def test_cancel_names_what_it_stopped(
     assert orchestrate("status", "--json").stdout.count('"cancelled"') == 2  # stage and run
 
 
+def test_cancel_asks_where_another_run_uses_a_stage_and_refuses_where_nobody_can_answer(
+    run: FabricatedRun, store: Path, executor: FakeExecutor, orchestrate: Invoke
+) -> None:
+    job = run.submitted("pretrain")
+    executor.phases = {job: Phase.RUNNING}
+    FabricatedRun(store, run_id="other-ffff0000")
+    result = orchestrate("cancel", "demo")
+    assert result.exit_code == 2
+    assert "  pretrain: other-ffff0000\n" in result.stderr
+    assert "--yes stops them too, --keep-shared leaves them alone" in result.stderr
+    assert run.stage("pretrain").cancelled() is None
+    result = orchestrate("cancel", "demo", "--keep-shared")
+    assert result.stdout == (
+        "demo-0123abcd: cancelled nothing: none of it waits or runs\n"
+        "demo-0123abcd: pretrain goes on for other-ffff0000\n"
+    )
+    value = json.loads(orchestrate("cancel", "other", "--yes", "--json").stdout)
+    assert (value["cancelled"], value["kept"]) == (["pretrain"], {})
+
+
+def test_a_person_at_a_terminal_is_asked(
+    run: FabricatedRun,
+    store: Path,
+    executor: FakeExecutor,
+    orchestrate: Invoke,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = run.submitted("pretrain")
+    executor.phases = {job: Phase.RUNNING}
+    FabricatedRun(store, run_id="other-ffff0000")
+    said: list[bool] = []
+
+    def answer(text: str, abort: bool, err: bool) -> None:
+        said.append("stop them for all?" in text)
+
+    monkeypatch.setattr("orchestrator.arguments.on_terminal", lambda: True)
+    monkeypatch.setattr("typer.confirm", answer)
+    assert orchestrate("cancel", "demo").stdout.endswith("cancelled pretrain\n")
+    assert said == [True]
+
+
+def test_why_explains_the_latest_run_or_one_stage(
+    run: FabricatedRun, executor: FakeExecutor, orchestrate: Invoke
+) -> None:
+    run.submitted("pretrain")
+    run.started("pretrain", end=FAILED)
+    assert orchestrate("why").stdout.startswith("demo-0123abcd  failed\npretrain  failed")
+    assert orchestrate("why", "demo:pre").stdout.startswith("pretrain  failed")
+    value = json.loads(orchestrate("why", "demo:pre", "--json").stdout)
+    assert [stage["name"] for stage in value["stages"]] == ["pretrain"]
+
+
+def test_retry_of_a_finished_stage_names_the_option_and_asks(
+    run: FabricatedRun, executor: FakeExecutor, orchestrate: Invoke
+) -> None:
+    run.submitted("pretrain")
+    run.succeeded("pretrain")
+    result = orchestrate("retry", "demo:pretrain")
+    assert result.exit_code == 2
+    assert "`orchestrate retry demo-0123abcd:pretrain --clear` starts it" in result.stderr
+    result = orchestrate("retry", "demo:pretrain", "--clear")
+    assert result.exit_code == 2
+    assert "pretrain has its result" in result.stderr
+    assert "nothing was done: --yes does it unasked" in result.stderr
+    assert run.stage("pretrain").result() is not None
+
+
 def test_list_shows_the_newest_runs_first(
     run: FabricatedRun, store: Path, orchestrate: Invoke
 ) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.logs import LogLine, find_logs, follow, read_lines
+import pytest
+
+from orchestrator.errors import Refused
+from orchestrator.logs import (
+    LogLine,
+    Wanted,
+    attempt_named,
+    find_logs,
+    follow,
+    pattern,
+    read_lines,
+)
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -121,3 +132,43 @@ def test_following_can_start_with_the_last_lines(tmp_path: Path) -> None:
 def test_following_a_finished_stage_prints_it_and_ends(tmp_path: Path) -> None:
     write(tmp_path, "4_0_log.out", "all\n")
     assert texts(collect(tmp_path, [])) == ["0:all"]
+
+
+def two_attempts(folder: Path) -> None:
+    """A job that was requeued and its successor, two ranks each; every log is appended to."""
+    for rank in (0, 1):
+        for job, attempts in (("7", ("s001r000", "s001r001")), ("9", ("s001r002",))):
+            for attempt in attempts:
+                text = f"orchestrate: attempt {attempt}: rank {rank} of 2\nloss {attempt[-1]}\n"
+                write(folder, f"{job}_{rank}_log.out", text)
+    write(folder, "7_0_log.out", "orchestrate: attempt s001r001 ended with exit code 75\n")
+
+
+@pytest.mark.parametrize("attempt", ["s001r000", "s001r001", "s001r002"])
+def test_an_attempt_can_be_picked_wherever_its_lines_are(tmp_path: Path, attempt: str) -> None:
+    two_attempts(tmp_path)
+    logs = find_logs(tmp_path, jobs=("7", "9"))
+    found = texts(list(Wanted(attempt=attempt).last(logs, None)))
+    assert [text for text in found if "loss" in text] == [
+        f"0:loss {attempt[-1]}",
+        f"1:loss {attempt[-1]}",
+    ]
+    assert ("0:orchestrate: attempt s001r001 ended" in str(found)) is (attempt == "s001r001")
+
+
+def test_only_matching_lines_are_shown_and_of_them_the_last(tmp_path: Path) -> None:
+    two_attempts(tmp_path)
+    logs = find_logs(tmp_path, rank=1, jobs=("7", "9"))
+    wanted = Wanted(pattern=pattern("loss [0-9]"))
+    assert texts(list(wanted.last(logs, None))) == ["1:loss 0", "1:loss 1", "1:loss 2"]
+    assert texts(list(wanted.last(logs, 1))) == ["1:loss 1", "1:loss 2"]
+
+
+def test_an_attempt_or_expression_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s001r000").mkdir()
+    assert attempt_named(tmp_path, 1) == "s001r000"
+    assert attempt_named(tmp_path, None) is None
+    with pytest.raises(Refused, match=r"there were 1 attempts \(s001r000\)"):
+        attempt_named(tmp_path, 2)
+    with pytest.raises(Refused, match="is no regular expression"):
+        pattern("(")

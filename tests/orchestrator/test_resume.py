@@ -172,6 +172,16 @@ def test_a_job_whose_dependency_will_never_be_met_is_replaced(
     assert cluster.cancelled[0][0] == job
 
 
+def test_a_stage_that_has_stopped_is_continued_though_its_job_is_still_being_cleaned_up(
+    run: FabricatedRun, cluster: Cluster
+) -> None:
+    first = resume(run.run_id, run.store, cluster, "pretrain")
+    cluster.states[jobs(first)["pretrain"]] = JobState(phase=Phase.RUNNING, reason="COMPLETING")
+    assert actions(resume(run.run_id, run.store, cluster, "pretrain")) == [("pretrain", "attach")]
+    run.attempt("pretrain", start={"started_at": 20.0}, exit={"decision": "stop"})
+    assert actions(resume(run.run_id, run.store, cluster, "pretrain")) == [("pretrain", "resume")]
+
+
 def test_resources_change_for_the_stage_that_is_named_and_stay_changed(
     run: FabricatedRun, cluster: Cluster
 ) -> None:
