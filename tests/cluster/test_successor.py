@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm_successor")]
 STEPS = 10
 LENGTH = ("--endless-first", "--steps", str(STEPS), "--step-seconds", "0.05")
 KEY = "k" * 64
+CONTINUED = ("preempted", "limit", "rank", "node", "task-0", "task-1", "bare", "refused")
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +57,17 @@ def _stage(
     bench: Bench, shim: Path | None, name: str, *words: str, **options: object
 ) -> JobRequest:
     """A job of the kind that must not be requeued; `upstream` are stages that it takes from."""
-    upstream = options.pop("upstream", ())
+    upstream, follows = options.pop("upstream", ()), options.pop("follows", True)
     assert isinstance(upstream, tuple)
-    resources = Resources(nodes=1, requeue=False, **options)  # type: ignore[arg-type]
+    resources = Resources(**{"nodes": 1, "requeue": False, **options})  # type: ignore[arg-type]
     path = f"{shim}:{os.environ['PATH']}" if shim else os.environ["PATH"]
     request = bench.request(name, *words, after=upstream, resources=resources, env={"PATH": path})
     inputs = [{"stage": job.stage.name, "key": KEY} for job in upstream]
     spec = {"key": KEY, "kind": "test", "inputs": {"in": inputs}}
     fsio.write_json(request.log_dir.parent / "stage.json", spec)
     fsio.write_json(request.log_dir.parent / "submission-1.intent.json", {"n": 1})
-    return replace(request, prologue=(PYTHON, "-m", "cluster.prologue"))
+    prologue = (PYTHON, "-m", "cluster.prologue") if follows else ()
+    return replace(request, prologue=prologue)
 
 
 def _submit(bench: Bench, request: JobRequest) -> Job:
@@ -99,7 +101,7 @@ def run(bench: Bench, cluster: PrivateSlurm, shim: Path) -> dict[str, Job]:
         jobs[name] = _submit(bench, _stage(bench, None if bare else shim, name, *words, **options))
 
     add("finished", "--steps", "3")
-    add("preempted", *LENGTH, "--save-seconds", "3")
+    add("preempted", *LENGTH, "--save-seconds", "3", nodelist="n1", cpus_per_task=16)
     add("limit", *LENGTH, partition="high")
     add("rank", *LENGTH, partition="high")
     add("node", *LENGTH, partition="high", nodelist="n2")
@@ -107,6 +109,7 @@ def run(bench: Bench, cluster: PrivateSlurm, shim: Path) -> dict[str, Job]:
     add("killed", *LENGTH, partition="high")
     add("broken", "--exit", "*:*:70", partition="high")
     add("bare", *LENGTH, partition="high", bare=True)
+    add("refused", *LENGTH, partition="high", bare=True, follows=False)
     array = [
         replace(_stage(bench, shim, f"task-{n}", *LENGTH, partition="high"), task=n, name="s.task")
         for n in (0, 1)
@@ -121,14 +124,15 @@ def run(bench: Bench, cluster: PrivateSlurm, shim: Path) -> dict[str, Job]:
     upstream = tuple(jobs[n] for n in ("finished", "preempted", "rank", "task-0", "task-1"))
     add("fan-in", "--steps", "1", upstream=upstream)
     add("after-fan-in", "--steps", "1", upstream=(jobs["fan-in"],))
+    add("after-refused", "--steps", "1", upstream=(jobs["refused"],), follows=False, requeue=True)
     add("after-bare", "--steps", "1", upstream=(jobs["bare"],), bare=True)
     add("after-cancelled", "--steps", "1", upstream=(jobs["cancelled"],))
     add("after-broken", "--steps", "1", upstream=(jobs["broken"],))
-    hit = ("preempted", "limit", "rank", "node", "cancelled", "killed", "bare", "task-0", "task-1")
+    hit = (*CONTINUED, "cancelled", "killed")
     bench.until(lambda: all(jobs[name].started(0, 1) for name in hit), seconds=60)
     bench.until(lambda: bool(jobs["finished"].ended(0)) and bool(jobs["broken"].ended(0)))
     _hit(cluster, jobs)
-    cluster.wait_for(lambda: _quiet(cluster), 80)
+    cluster.wait_for(lambda: _quiet(cluster), 300)
     return jobs
 
 
@@ -138,6 +142,7 @@ def _hit(cluster: PrivateSlurm, jobs: dict[str, Job]) -> None:
 
     os.kill(pid("rank"), signal.SIGKILL)
     os.kill(pid("bare"), signal.SIGKILL)
+    os.kill(pid("refused"), signal.SIGKILL)
     os.kill(pid("task-0"), signal.SIGKILL)
     cluster.run("scancel", "--signal=USR2", jobs["task-1"].handle.job_id)
     cluster.run("scancel", "--signal=USR2", jobs["limit"].handle.job_id)
@@ -145,7 +150,8 @@ def _hit(cluster: PrivateSlurm, jobs: dict[str, Job]) -> None:
     cluster.run("scancel", "--full", "--signal=KILL", jobs["killed"].handle.job_id)
     cluster.set_node("n2", "down")
     cluster.set_node("n2", "resume")
-    cluster.preempt(1)
+    room = ("--nodelist=n1", "--ntasks=18", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.sbatch("--partition=high", *room)
 
 
 def _check_continued(job: Job) -> None:
@@ -157,7 +163,7 @@ def _check_continued(job: Job) -> None:
     assert "_" in ended or begun == ended
 
 
-@pytest.mark.parametrize("name", ["preempted", "limit", "rank", "node", "task-0", "task-1", "bare"])
+@pytest.mark.parametrize("name", CONTINUED)
 def test_a_stage_goes_on_in_a_successor(run: dict[str, Job], name: str) -> None:
     _check_continued(run[name])
 
@@ -201,14 +207,14 @@ def test_a_job_killed_through_the_scheduler_is_not_continued(
     assert job.attempts() == ["s001r000"] and job.result() is None
 
 
-@pytest.mark.parametrize("name", ["fan-in", "after-fan-in", "after-bare"])
+@pytest.mark.parametrize("name", ["fan-in", "after-fan-in", "after-bare", "after-refused"])
 def test_what_waits_for_stages_that_went_on_elsewhere_runs_once_after_them(
     run: dict[str, Job], name: str
 ) -> None:
     job = run[name]
     assert len(job.attempts()) == 1
     assert job.result() is not None
-    latest = {"fan-in": "preempted", "after-fan-in": "fan-in", "after-bare": "bare"}[name]
+    latest = {"fan-in": "preempted", "after-fan-in": "fan-in"}.get(name, name[len("after-") :])
     results = [run[latest].stage / "result.json", job.stage / "attempts" / job.attempts()[0]]
     assert results[0].stat().st_mtime <= (results[1] / "rank0.json").stat().st_mtime
 
