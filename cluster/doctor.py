@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.contract import SchedulerError
 from cluster.queue import parse_scontrol_config, parse_scontrol_job
 
-_SECONDS = 30
+_SECONDS = 60
 _DEFAULT_CRED_EXPIRE = 120  # slurm.conf(5), AuthInfo; a requeued job waits one second more
 
 

@@ -152,7 +152,8 @@ def find_target(run_id: str, stage: str, store: Store, executor: Executor) -> Ta
         stage=stage,
         folder=record.folder.path,
         executor=handle.executor,
-        job=handle.job_id,
+        # While a successor waits, the handle is about both jobs: this is the one at work.
+        job=record.job_id(state) or handle.job_id,
         raw_job=str(start["job_id"]),
         attempt=str(attempt["id"]),
         hosts=_hosts(str(start["hosts"])),
@@ -325,7 +326,7 @@ class _Watch:
         if current is not None and current["id"] > target.attempt and current["start"]:
             if not self._new:
                 self._saved = self._step_saved(record)
-            self._new, self._new_job = current, record.jobs[-1] if record.jobs else None
+            self._new, self._new_job = current, record.job_id(None)
         self._judge(record, executor, at if progress.get("attempt") == self._new.get("id") else -1)
 
     def _step_saved(self, record: StageRecord) -> int:

@@ -48,7 +48,7 @@ def submit(root: Path, executor: Executor, names: Sequence[str], resources: Reso
                 key=key,
                 stage=stage,
                 upstream=(),
-                resources=resources,
+                resources=replace(resources, requeue=name != "successor"),
                 action="run",
                 reason="",
                 policy={},
@@ -115,9 +115,11 @@ def reports(slurm: PrivateSlurm, root: Path) -> Iterator[dict[str, dict[str, Any
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changes.items():
             patch.setenv(name, value)
-        submit(root, SlurmExecutor(), FAULTS, Resources(nodes=2, hours=0.5))
-        wait_for_steps(root, FAULTS)
+        stages = [*FAULTS, "successor"]
+        submit(root, SlurmExecutor(), stages, Resources(nodes=2, hours=0.5))
+        wait_for_steps(root, stages)
         drills = {fault: start_drill(root, fault, fault, os.environ) for fault in FAULTS}
+        drills["successor"] = start_drill(root, "preempt", "successor", os.environ)
         yield {fault: end_of(process) for fault, process in drills.items()}
     slurm.heal()
 
@@ -145,6 +147,17 @@ def test_what_was_done_is_told_as_a_command(reports: dict[str, dict[str, Any]]) 
     assert reports["kill-node"]["did"].endswith(" on n2")
     pids = reports["hang"]["did"].removeprefix("kill -STOP ").removesuffix(" on n2")
     assert pids.isdigit()
+
+
+@pytest.mark.slurm
+def test_a_job_that_leaves_a_successor_is_told_as_it_cannot_be_requeued(
+    reports: dict[str, dict[str, Any]],
+) -> None:
+    report = reports["successor"]
+    assert report["did"] == f"scancel --signal=TERM {report['job']}"
+    assert report["came_back"] and report["next_attempt"] == "s001r001"
+    assert report["next_job"] != report["job"]
+    assert report["steps_repeated"] == 0
 
 
 @pytest.mark.slurm
