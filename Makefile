@@ -69,7 +69,7 @@ bench-train: install ## minutes: training against hand-written loops, saves, res
 
 bench-peers: install-dev ## half an hour: the same chain by other tools, in good times and in bad
 	bash .ci/apt.sh $(APT_PACKAGES)
-	$(BIN)/python benchmarks/peers.py --out benchmarks/results $(ARGS)
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 matrix: install-dev ## an hour: each fault on each kind of SLURM, written to docs; goes on where it was stopped
 	bash .ci/apt.sh $(APT_PACKAGES)

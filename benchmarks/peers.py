@@ -17,6 +17,7 @@ twenty minutes on an idle machine, most of it Snakemake's polling.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,6 +38,7 @@ from tests.slurm_cluster import PrivateSlurm, missing_for_accounting, missing_pr
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAINS = REPOSITORY / "benchmarks" / "peer_chains"
 COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun", "sinfo")
+Results = dict[tuple[str, str], Outcome | str]
 CATALOG_LINE = (
     '    "script": Entry(\n'
     '        "recipes.stages.script.config:ScriptConfig", "recipes.stages.script.run:run"\n'
@@ -191,17 +193,24 @@ def _ours(folder: Path) -> dict[str, str]:
 
 def run_case(
     peer: Peer, case: Callable[[Setting], Outcome], settings: Mapping[str, object], envs: Path
-) -> Outcome:
-    """One tool in one case, on a cluster of its own."""
+) -> Outcome | str:
+    """One tool in one case, on a cluster of its own; what stood in the way, if it did not run."""
     with PrivateSlurm(**settings, shares=(envs,)) as cluster:
-        return case(setting(peer, cluster, envs, cluster.shared / "chain"))
+        folder = cluster.shared / "chain"
+        try:
+            return case(setting(peer, cluster, envs, folder))
+        except (TimeoutError, subprocess.SubprocessError) as error:
+            output = folder / "output"
+            said = output.read_text(encoding="utf-8").strip() if output.exists() else ""
+            return f"did not run: {' '.join([*said.splitlines()[-1:], str(error)])[:200]}"
 
 
 # -- table -------------------------------------------------------------------------------------
 
 
-def table(peers: Sequence[Peer], results: Mapping[tuple[str, str], Outcome | str]) -> str:
+def table(results: Results) -> str:
     """All results as Markdown."""
+    peers = [peer for peer in PEERS if any(name == peer.name for name, _ in results)]
     lines = [
         "# The same chain by orchestrate and by others",
         "",
@@ -238,7 +247,8 @@ def _times(outcome: Outcome | str, peer: Peer) -> str:
 def main() -> int:
     """Install, run all cases, write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder for the table")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--resume", action="store_true", help="keep what has been run")
     parser.add_argument("--envs", type=Path, help="folder of environments, kept")
     parser.add_argument("--only", nargs="*", default=[peer.name for peer in PEERS])
     parser.add_argument("--cases", nargs="*", default=list(CASES))
@@ -246,29 +256,48 @@ def main() -> int:
     if missing := missing_programs() + missing_for_accounting():
         print(f"missing: {', '.join(missing)}; see .ci/apt.sh", file=sys.stderr)
         return 3
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "peers.jsonl"
+    if not options.resume:
+        kept.unlink(missing_ok=True)
     peers = [peer for peer in PEERS if peer.name in options.only]
-    results: dict[tuple[str, str], Outcome | str] = {}
     with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
         envs = (options.envs or Path(temporary)).absolute()
         envs.mkdir(parents=True, exist_ok=True)
         for peer in peers:
-            refusal = install(peer, envs)
-            for name in options.cases:
-                case = CASES[name]
-                result = (
-                    f"cannot be installed: {refusal}"
-                    if refusal
-                    else run_case(peer, case.run, case.settings, envs)
-                )
-                results[peer.name, name] = result
-                told = result if isinstance(result, str) else result.told()
-                print(f"{peer.name}, {name}: {told}", flush=True)
-    text = table(peers, results)
+            _run_peer(peer, options.cases, envs, kept)
+    text = table(read_results(kept))
     print(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "peers.md").write_text(text, encoding="utf-8")
+    (options.out / "peers.md").write_text(text, encoding="utf-8")
     return 0
+
+
+def _run_peer(peer: Peer, cases: Sequence[str], envs: Path, kept: Path) -> None:
+    """Run what is not kept yet; each result is one line, so that nothing is lost by a stop."""
+    refusal = install(peer, envs)
+    for name in cases:
+        if (peer.name, name) in read_results(kept):
+            continue
+        result: Outcome | str = f"cannot be installed: {refusal}"
+        if not refusal:
+            result = run_case(peer, CASES[name].run, CASES[name].settings, envs)
+        value = result if isinstance(result, str) else asdict(result)
+        line = {"peer": peer.name, "case": name, "load": os.getloadavg()[0], "result": value}
+        with kept.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        told = result if isinstance(result, str) else result.told()
+        print(f"{peer.name}, {name}: {told}", flush=True)
+
+
+def read_results(kept: Path) -> Results:
+    """All results so far, by tool and case."""
+    text = kept.read_text(encoding="utf-8") if kept.exists() else ""
+    found: Results = {}
+    for line in map(json.loads, text.splitlines()):
+        value = line["result"]
+        result = value if isinstance(value, str) else Outcome(**value)
+        found[line["peer"], line["case"]] = result
+    return found
 
 
 if __name__ == "__main__":
