@@ -124,5 +124,59 @@ def test_a_job_the_scheduler_does_not_start_yet_is_waiting_and_says_why(
     assert shell.run("submit", recipe, "+cluster.resources.extra.begin=now+1hour")[0] == 0
     stage = shell.status()["videos"]
     assert stage["status"] == "waiting"
-    assert "scheduler: BeginTime" in stage["reason"]
+    assert "starts at the earliest at " in stage["reason"]
+    assert stage["start_at"] > time.time() + 3000
+    assert "(BeginTime)" in shell.run("why", "latest:videos")[1]
     assert shell.run("cancel", "latest")[0] == 0
+    assert slurm_here.live() == set()
+
+
+CHAIN = """\
+name: chain
+cluster: {executor: slurm, resources: {cpus_per_task: 1, hours: 0.2}}
+tracking: {enabled: false}
+data:
+  many: {format: synthetic, size: 32, frames: 20, train: 20000, test: 8, classes: 4}
+stages:
+  pretrain:
+    kind: pretrain
+    data: ${data.many}
+    method: {name: dpc, pred_steps: 2, augment: none}
+    backbone: {name: r2d3d_tiny}
+    clip: {blocks: 4, frames: 5, stride: 1, size: 32}
+    max_steps: 4
+    batch_size: 16
+    micro_batch: 4
+"""
+VIDEOS = "index-synthetic"
+
+
+def test_a_parent_that_died_takes_its_child_along_and_resume_continues_both_with_changes(
+    shell: Shell, slurm_here: PrivateSlurm
+) -> None:
+    """From the terminal: ended with scancel, explained, resumed with other resources, cancelled."""
+    recipe = shell.folder / "chain.yaml"
+    recipe.write_text(CHAIN)
+    code, _, err = shell.run("submit", str(recipe))
+    assert code == 0, err
+    first = shell.status()
+    slurm_here.run("scancel", first[VIDEOS]["job_id"])
+    slurm_here.wait_for(lambda: slurm_here.live() == set(), 60)
+    stages = shell.status()
+    assert (stages[VIDEOS]["status"], stages["pretrain"]["status"]) == ("lost", "blocked")
+    code, out, _ = shell.run("why", "latest:pretrain")
+    assert "waits:   index-synthetic (lost)" in out
+    code, _, err = shell.run("resume", "latest", "--stage", "pretrain", "--nodes", "3")
+    assert code == 2
+    assert "--nodes may be 1, 2, 4" in err
+    assert slurm_here.live() == set()
+    code, out, _ = shell.run("resume", "latest", "--stage", "pretrain", "--nodes", "2")
+    assert code == 0
+    again = shell.status()
+    assert again[VIDEOS]["job_id"] != first[VIDEOS]["job_id"]
+    child = slurm_here.job(again["pretrain"]["job_id"])
+    assert child["NumNodes"].startswith("2")
+    assert f"afterok:{again[VIDEOS]['job_id']}" in child["Dependency"]
+    assert shell.run("cancel", "latest")[1].endswith("cancelled pretrain, index-synthetic\n")
+    slurm_here.wait_for(lambda: slurm_here.live() == set(), 60)
+    assert shell.status()["run"]["status"] == "cancelled"
