@@ -273,8 +273,11 @@ def stalled_attempts(ending: Ending) -> int:
     Preemptions and node failures do not count, and do not break the row either.
     """
     now = PastAttempt(submission=ending.submission, step=ending.step, counted=True)
-    stalled = newest = 0
+    stalled = newest = submission = 0
     for attempt in (*ending.history, now):
+        if attempt.submission != submission:
+            # In between a person may have started the stage from the beginning (`retry --clear`).
+            submission, newest = attempt.submission, min(newest, attempt.step)
         if attempt.step > newest:
             stalled, newest = 0, attempt.step
         elif attempt.counted and attempt.submission == ending.submission:

@@ -135,6 +135,12 @@ def test_a_new_submission_starts_the_count_again() -> None:
     assert stalled_attempts(ending(75, submission=2, history=history)) == 1
 
 
+def test_a_stage_that_was_started_from_the_beginning_gets_on_though_it_had_been_further() -> None:
+    history = (past(1000), *(past(step, submission=2) for step in (10, 20, 30, 40)))
+    assert stalled_attempts(ending(75, submission=2, step=50, history=history)) == 0
+    assert stalled_attempts(ending(75, submission=2, step=40, history=history)) == 1
+
+
 def test_the_first_failure_that_is_not_for_want_of_a_peer_is_the_root_cause() -> None:
     failures = (
         failure(74, "communication", at=1.0, rank=0),
