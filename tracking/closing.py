@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tracking.redact import redacted, scrub
 from tracking.shipping import Shipment
 from tracking.stagefiles import Attempt, State
 
+_LOG_BYTES = 1_000_000
 STATUSES: Mapping[str, recorder.RunStatus] = {
     "running": "RUNNING",
     "succeeded": "FINISHED",
@@ -33,6 +35,8 @@ def close(shipment: Shipment, state: State) -> None:
         _log_failure(shipment, attempt)
     for path in shipment.files.figures():
         _upload(shipment, path)
+    for path in shipment.files.job_files():
+        _log_job_file(shipment, path)
     tags = {
         "orchestrate.state": state.name,
         "mlflow.note.content": _note(shipment, state, attempts),
@@ -158,6 +162,23 @@ def _upload(shipment: Shipment, path: Path) -> None:
         artifacts.log_file(shipment.client, shipment.delivery.parent_run_id, path, "report")
     shipment.delivery.files[name] = digest
     shipment.save()
+
+
+def _log_job_file(shipment: Shipment, path: Path) -> None:
+    """A script or a log of a job, secrets hidden; of a long one the end, which says most."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _LOG_BYTES))
+        text = stream.read().decode(errors="replace").replace("\0", "")
+    if not text.strip():
+        return
+    if size > _LOG_BYTES:
+        text = f"... {size - _LOG_BYTES} bytes before this are in {path}\n{text}"
+    name, digest = f"jobs/{path.name.lstrip('.')}", fsio.sha256_text(text)
+    if shipment.delivery.files.get(name) != digest:
+        artifacts.log_text(shipment.client, shipment.run_id, text, name)
+        shipment.delivery.files[name] = digest
+        shipment.save()
 
 
 def _note(shipment: Shipment, state: State, attempts: list[Attempt]) -> str:

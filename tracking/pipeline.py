@@ -16,6 +16,7 @@ from tracking.lineage import Node
 from tracking.points import Point, metric_name
 from tracking.redact import redacted
 from tracking.stagefiles import StageFiles, State, Target
+from tracking.views import describe_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +49,7 @@ def ensure_parent(client: MlflowClient, target: Target) -> Parent:
             return known
         folder = artifact_root(target.uri, target.store_root)
         experiment_id = recorder.ensure_experiment(client, target.experiment, folder)
+        describe_experiment(client, experiment_id)
         run = fsio.read_json_or_none(target.run_dir / "run.json") or {}
         run_id = recorder.ensure_run(
             client,
@@ -112,6 +114,13 @@ def _log_recipe(client: MlflowClient, run_id: str, run_dir: Path) -> None:
         artifacts.log_text(client, run_id, text, "recipe.yaml")
 
 
+def _log_environment(client: MlflowClient, run_id: str, run: Mapping[str, Any]) -> None:
+    """With what the run was submitted: the command, versions and code, for people to read."""
+    names = ("argv", "user", "host", "executor", "code", "versions")
+    shown = redacted({name: run[name] for name in names if name in run})
+    artifacts.log_text(client, run_id, fsio.to_json(shown), "environment.json")
+
+
 def refresh_parent(
     client: MlflowClient,
     target: Target,
@@ -135,6 +144,7 @@ def refresh_parent(
         tags = {**_tags(run, target), "mlflow.note.content": note}
         recorder.set_tags(client, parent.run_id, tags)
         _log_recipe(client, parent.run_id, target.run_dir)
+        _log_environment(client, parent.run_id, run)
         for name, text in {"pipeline.svg": lineage.as_svg(nodes), **(pages or {})}.items():
             artifacts.log_text(client, parent.run_id, text, name)
         recorder.log_points(client, parent.run_id, _results(nodes))

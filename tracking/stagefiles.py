@@ -220,6 +220,12 @@ class StageFiles:
             found.extend(outputs.glob(f"*.{suffix}"))
         return sorted(found)
 
+    def job_files(self) -> list[Path]:
+        """Scripts of the jobs and what rank 0 of each has printed, in order of name."""
+        logs = self.path / "logs"
+        patterns = ("*.sh", "*_0_log.out", "*_log.err")
+        return sorted({path for pattern in patterns for path in logs.glob(pattern)})
+
     def state(self) -> State:
         """What the files alone say; the scheduler may know better of a job that vanished."""
         if self.result() is not None:

@@ -1,6 +1,6 @@
 """Walks through the MLflow UI in headless Chromium as a person would and takes pictures.
 
-    python -m tests.tracking.browse <store> <run_id> <folder for the pictures>
+    python -m tests.tracking.browse <store> <run_id> <folder for the pictures> [<registered model>]
 
 shows a pipeline run of an embedded store; the test of the UI uses the same walk.
 """
@@ -53,7 +53,7 @@ class Walk:
 
     def visit(self, name: str, path: str, *expected: str) -> None:
         """Open a page below the server's root, wait for these texts and keep what it shows."""
-        self.page.goto(f"{self.server}/{path}?{_MODE}")
+        self.page.goto(f"{self.server}/{path}{'&' if '?' in path else '?'}{_MODE}")
         self.keep(name, *expected)
 
     def keep(self, name: str, *expected: str) -> None:
@@ -97,7 +97,7 @@ def stage_records(store: Path, run_id: str) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def walk_through(server: str, store: Path, run_id: str, folder: Path) -> Walk:
+def walk_through(server: str, store: Path, run_id: str, folder: Path, registered: str = "") -> Walk:
     """Look at a pipeline: run table, parent, curves, a consumer, its figures and the model.
 
     Args:
@@ -105,6 +105,7 @@ def walk_through(server: str, store: Path, run_id: str, folder: Path) -> Walk:
         store: the store whose runs it shows.
         run_id: a pipeline run in it that was delivered.
         folder: takes the pictures, `mlflow-<page>.png`.
+        registered: a registered model to look at too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stages = stage_records(store, run_id)
@@ -120,7 +121,7 @@ def walk_through(server: str, store: Path, run_id: str, folder: Path) -> Walk:
             if record["kind"] in ("index", "report"):
                 continue
             url = f"{root}/runs/{record['mlflow_run_id']}"
-            _look_at_stage(walk, url, name, record)
+            _look_at_stage(walk, url, name, record, registered)
     return walk
 
 
@@ -129,9 +130,14 @@ def _look_at_table(walk: Walk, root: str, run_id: str) -> None:
     walk.visit("runs", f"{root}/runs", run_id)
     walk.page.locator("button[data-component-id*='runnamecellrenderer']").first.click()
     walk.keep("nested", run_id)
+    for view in ("stages", "results"):
+        walk.page.goto("about:blank")  # else only the part behind # changes, and the view stays
+        walk.visit(view, f"{root}/runs?viewStateShareKey={view}", "probe")
 
 
-def _look_at_stage(walk: Walk, url: str, name: str, record: Mapping[str, Any]) -> None:
+def _look_at_stage(
+    walk: Walk, url: str, name: str, record: Mapping[str, Any], registered: str
+) -> None:
     label = name.replace("/", "-")
     walk.visit(label, url, "Parent run", name)
     upstream = walk.page.get_by_role("link", name=re.compile(r"\.encoder$"))
@@ -143,21 +149,25 @@ def _look_at_stage(walk: Walk, url: str, name: str, record: Mapping[str, Any]) -
         walk.visit(f"upstream-{label}", f"#{target}", "About this run")
     if record["kind"] in ("pretrain", "finetune"):
         walk.visit(f"curves-{label}", f"{url}/model-metrics", "Step")
+    if record["kind"] == "pretrain" and record.get("system_offset"):
+        walk.visit(f"system-{label}", f"{url}/system-metrics", "cpu_utilization_percentage")
     figures = [one.removeprefix("outputs/") for one in record["files"] if one.endswith(".png")]
     for figure in figures[:1]:
         walk.visit(f"figures-{label}", f"{url}/artifacts/{figure}", figure)
     for model in record["models"].values():
         page = f"{url.partition('/runs/')[0]}/models/{model}"
         walk.visit(f"model-{label}", page, "Source run")
+    if record["models"] and registered:
+        walk.visit("registered", f"#/models/{registered}", registered)
 
 
 def main(argv: list[str]) -> int:
     """Take the pictures of a pipeline run of an embedded store."""
     from tracking import server
 
-    store, run_id, folder = Path(argv[0]), argv[1], Path(argv[2])
+    store, run_id, folder, registered = Path(argv[0]), argv[1], Path(argv[2]), argv[3:]
     with server.running(server.default_uri(store), store, port=server.free_port()) as running:
-        walk = walk_through(running.url, store, run_id, folder)
+        walk = walk_through(running.url, store, run_id, folder, *registered)
     print("\n".join(str(path) for path in walk.pictures.values()))
     return 0
 

@@ -342,7 +342,7 @@ def _read(pipeline: Pipeline, item: Mapping[str, str]) -> dict[str, str]:
     return {"ref": item["ref"], "sha256": record["sha256"]}
 
 
-def wait_until(condition: Any, seconds: float = 60.0) -> None:
+def wait_until(condition: Any, seconds: float = 240.0) -> None:
     """Wait for a condition that another process brings about."""
     deadline = time.monotonic() + seconds
     while not condition():

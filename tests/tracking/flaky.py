@@ -1,16 +1,44 @@
-"""A proxy before an MLflow server that can answer 503, hang, be slow or pass requests on."""
+"""MLflow servers that fail: one that is killed, and a proxy that answers 503, hangs or is slow."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from tracking import server
+
+
+class Mortal:
+    """A real server on one port over one database, killed and started again."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self._uri, self._folder = uri, folder
+        self._port = server.free_port()
+        self._stack = ExitStack()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        life = server.running(self._uri, self._folder, port=self._port)
+        self._running = self._stack.enter_context(life)
+
+    def close(self) -> None:
+        """Stop it, if it lives."""
+        self._stack.close()
+
+    def kill(self) -> None:
+        os.killpg(self._running.process.pid, signal.SIGKILL)
+        self._running.process.wait()
+        self.close()
 
 
 class Proxy:

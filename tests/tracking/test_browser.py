@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster import fsio
 from tests.tracking.browse import Walk, find_chromium, walk_through
-from tests.tracking.fabricate import finish_all, make_pipeline
+from tests.tracking.fabricate import T0, finish_all, make_pipeline
 from tracking.server import Server
 from tracking.sync import sync_run
 
@@ -33,8 +34,15 @@ def walk(tmp_path_factory: pytest.TempPathFactory, mlflow_server: Server) -> Wal
     store = tmp_path_factory.mktemp("browser") / "store"
     pipeline = make_pipeline(store, "clockwork", mlflow_server.url)
     finish_all(pipeline, _picture())
+    stage = pipeline.stages["pretrain"]
+    stage.submission(1, {**pipeline.tracking("pretrain"), "registered_model": "dpc-clockwork"})
+    for step in range(30):
+        values = {"system/cpu_utilization_percentage": 40.0 + step % 7}
+        line = {"step": step, "time": T0 + 10 * step, "attempt": "s001r000", "metrics": values}
+        fsio.append_json_line(stage.path / "system.jsonl", line)
     assert sync_run(store, pipeline.run_id).problems == ()
-    return walk_through(mlflow_server.url, store, pipeline.run_id, store.parent / "pictures")
+    pictures = store.parent / "pictures"
+    return walk_through(mlflow_server.url, store, pipeline.run_id, pictures, "dpc-clockwork")
 
 
 def test_the_run_table_of_the_experiment_shows_one_pipeline_that_unfolds_into_its_stages(
@@ -45,6 +53,27 @@ def test_the_run_table_of_the_experiment_shows_one_pipeline_that_unfolds_into_it
     assert "clockwork" in folded
     assert "probe" not in folded
     assert {"clockwork", "data-ucf101", "pretrain", "probe", "report"} <= set(unfolded)
+
+
+def test_the_views_of_an_experiment_show_what_people_look_for(walk: Walk) -> None:
+    stages = walk.texts["stages"].splitlines()
+    for column in ("orchestrate.kind", "orchestrate.state", "orchestrate.attempts"):
+        assert column in stages
+    assert {"pretrain", "probe", "succeeded"} <= set(stages)
+    assert "clockwork" not in stages[stages.index("orchestrate.kind") :]
+    results = walk.texts["results"].splitlines()
+    assert {"probe", "linear probe", "top1", "R_at_1"} <= set(results)
+    assert "pretrain" not in results
+
+
+def test_system_metrics_have_a_page_of_their_own(walk: Walk) -> None:
+    assert "cpu_utilization_percentage" in walk.texts["system-pretrain"]
+    assert "train/loss" not in walk.texts["system-pretrain"]
+
+
+def test_the_registered_model_shows_its_version_and_alias(walk: Walk) -> None:
+    assert "Version 1" in walk.texts["registered"]
+    assert "newest" in walk.texts["registered"]
 
 
 def test_the_parent_page_shows_status_stages_and_results(walk: Walk) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from tests.tracking.fabricate import Stage, make_pipeline, wait_until
-from tests.tracking.flaky import Proxy
-from tracking import backend, delivering, outbox, server
+from tests.tracking.flaky import Mortal, Proxy
+from tracking import backend, delivering, outbox
 from tracking.server import Server
 from tracking.stagefiles import StageFiles
 from tracking.sync import sync_run
@@ -22,30 +20,11 @@ from tracking.sync import sync_run
 Points = list[tuple[int, str, int]]
 
 
-class Mortal:
-    """A real server on one port over one database, killed and started again."""
-
-    def __init__(self, uri: str, folder: Path) -> None:
-        self._uri, self._folder = uri, folder
-        self._port = server.free_port()
-        self._stack = ExitStack()
-        self.url = f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        life = server.running(self._uri, self._folder, port=self._port)
-        self._running = self._stack.enter_context(life)
-
-    def kill(self) -> None:
-        os.killpg(self._running.process.pid, signal.SIGKILL)
-        self._running.process.wait()
-        self._stack.close()
-
-
 @pytest.fixture
 def mortal(tmp_path: Path, sqlite_uri: str) -> Iterator[Mortal]:
     one = Mortal(sqlite_uri, tmp_path / "store")
     yield one
-    one._stack.close()
+    one.close()
 
 
 def _history(uri: str, stage: Stage) -> Points:
@@ -98,7 +77,7 @@ def test_a_server_killed_at_the_start_in_the_middle_and_at_the_end_has_every_poi
     stage.checkpoint(40)
     wait_until(lambda: _failures(stage) >= failures + 2)
     mortal.start()
-    wait_until(lambda: len(_history(sqlite_uri, stage)) == 41, 120)
+    wait_until(lambda: len(_history(sqlite_uri, stage)) == 41)
     mortal.kill()
     stage.metrics("s001r001", range(46, 51), late=900.0, train__loss=_loss)
     stage.end("s001r001", "failed", 50, 72, cause="diverged", message="the loss is NaN")
