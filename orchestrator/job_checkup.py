@@ -15,6 +15,7 @@ from typing import Any
 from cluster import fsio
 from cluster.contract import (
     Executor,
+    GpuRequest,
     JobHandle,
     JobRequest,
     JobState,
@@ -31,6 +32,8 @@ from orchestrator.store import StageDir, Store
 
 _MINUTES = 10  # for the job; it takes one
 _SETTLE_SECONDS = 15.0  # until the last files of a job are seen here
+# What sbatch says of resources that a cluster does not have, or calls by another name.
+_NOT_HERE = ("generic resource", "node configuration", "Node count", "gres", "gpus")
 _RECIPE = "quickstart"  # for what no recipe was named: any that says nothing of a cluster
 Say = Callable[[str], None]
 
@@ -65,19 +68,17 @@ def examine(wish: Wish, store: Store, say: Say) -> list[Check]:
         RecipeErrors: the recipe or an override is wrong.
         SchedulerError: the job was refused, or did not start in time.
     """
-    from cluster.executors import make
     from cluster.snapshot import take
 
-    resources, name, uri = _resources(wish)
-    executor = make(name)
+    executor, resources, uri = _choose(wish, store)
     folder = fsio.make_dir(store.root / "doctor" / f"{int(time.time())}-{secrets.token_hex(3)}")
-    fsio.write_json(folder / "ask.json", _ask(resources, uri, signals=name == "slurm"))
+    fsio.write_json(folder / "ask.json", _ask(resources, uri, signals=executor.name == "slurm"))
     job_name = f"orchestrate-doctor-{secrets.token_hex(3)}"
     code = str(take(store.code, exclude=(store.root,)).path)
     try:
-        handle, resources = _submit(
-            executor, _request(job_name, resources, folder, code), one_will_do=wish.nodes is None
-        )
+        others = _others(resources, one_will_do=wish.nodes is None)
+        requests = [_request(job_name, one, folder, code) for one in (resources, *others)]
+        handle, resources = _submit(executor, requests)
         visit = _Visit(
             executor=executor,
             handle=handle,
@@ -102,38 +103,70 @@ def examine(wish: Wish, store: Store, say: Say) -> list[Check]:
     return checks
 
 
-def _resources(wish: Wish) -> tuple[Resources, str, str | None]:
-    """What the job asks for, the name of its executor, and the MLflow server to try.
+def _choose(wish: Wish, store: Store) -> tuple[Executor, Resources, str | None]:
+    """Whom to give the job, what it asks for, and the MLflow server to try.
 
     Of a recipe the stage with the most ranks is taken, because that is the one that has to work.
     """
     from cluster.doctor import has_gpus
+    from cluster.executors import make
+    from orchestrator.external import external_stages
     from orchestrator.naming import find_recipe
     from orchestrator.plan import StageFacts, load_recipe, make_plan
+    from orchestrator.site_checks import check_files, gpu_request
 
     # On a machine without SLURM the processes of a `local` recipe are looked at in the same way.
     local = shutil.which("sbatch") is None
     cluster = [] if wish.recipe else [f"cluster={'local' if local else 'slurm'}"]
-    path = wish.recipe or find_recipe(_RECIPE)
-    recipe = load_recipe(path, [*cluster, *wish.overrides])
-    name = recipe.cluster.executor
-    plan = make_plan(recipe, lambda kind, key: StageFacts(), has_gpus=has_gpus(name))
+    recipe = load_recipe(wish.recipe or find_recipe(_RECIPE), [*cluster, *wish.overrides])
+    check_files(recipe)
+    executor = make(recipe.cluster.executor)
+    plan = make_plan(
+        recipe,
+        lambda kind, key: StageFacts(),
+        has_gpus=has_gpus(executor.name),
+        gpu_request=gpu_request(executor, store.root),
+        external=external_stages(store),
+    )
     asked = max((stage.resources for stage in plan.stages), key=_size)
+    return executor, _resources(wish, asked, executor.name), recipe.tracking.uri
+
+
+def _resources(wish: Wish, asked: Resources, executor: str) -> Resources:
+    """What a stage asks for, on few nodes and for a few minutes."""
     gpus = wish.gpus
     if gpus is None:
         gpus = asked.gpus_per_node if wish.recipe else min(1, asked.gpus_per_node)
-    nodes = 1 if name == "local" else wish.nodes or 2
-    tasks = max(1, gpus) if gpus or name == "slurm" else 2
-    resources = replace(
+    tasks = max(1, gpus) if gpus or executor == "slurm" else 2
+    partition = wish.partition or asked.partition
+    few = executor != "slurm" or _has_one_node(partition)
+    return replace(
         asked,
-        nodes=nodes,
+        nodes=wish.nodes or (1 if few else 2),
         tasks_per_node=tasks,
         device="cuda" if gpus else "cpu",
         gpus_per_node=gpus,
         hours=_MINUTES / 60,
-        partition=wish.partition or asked.partition,
+        partition=partition,
     )
-    return resources, name, recipe.tracking.uri
+
+
+def _has_one_node(partition: str | None) -> bool:
+    """Whether a job of two nodes would wait there for ever."""
+    from cluster.doctor import slurm_facts
+
+    chosen = slurm_facts(partition).partitions
+    return bool(chosen) and all(1 in (one.num_nodes, one.max_nodes) for one in chosen)
+
+
+def _others(resources: Resources, *, one_will_do: bool) -> list[Resources]:
+    """What to ask for where that is refused: GPUs in the other spelling, then one node."""
+    spellings = [resources]
+    if resources.gpus_per_node:
+        other: GpuRequest = "gpus-per-node" if resources.gpu_request == "gres" else "gres"
+        spellings.append(replace(resources, gpu_request=other))
+    alone = [replace(one, nodes=1) for one in spellings] if one_will_do else []
+    return [*spellings[1:], *(one for one in alone if resources.nodes > 1)]
 
 
 def _size(resources: Resources) -> tuple[int, int]:
@@ -152,17 +185,17 @@ def _ask(resources: Resources, uri: str | None, *, signals: bool) -> dict[str, A
     }
 
 
-def _submit(
-    executor: Executor, request: JobRequest, *, one_will_do: bool
-) -> tuple[JobHandle, Resources]:
-    """Submit; where two nodes were only our wish and are refused, one is taken."""
-    try:
-        return executor.submit(request), request.resources
-    except SchedulerError:
-        if not one_will_do or request.resources.nodes == 1:
-            raise
-    alone = replace(request, resources=replace(request.resources, nodes=1))
-    return executor.submit(alone), alone.resources
+def _submit(executor: Executor, requests: Sequence[JobRequest]) -> tuple[JobHandle, Resources]:
+    """Submit the first that is taken; where none is, what was said to the one that was wanted."""
+    refused: SchedulerError | None = None
+    for request in requests:
+        try:
+            return executor.submit(request), request.resources
+        except SchedulerError as error:
+            refused = refused or error
+            if not any(word in str(error) for word in _NOT_HERE):
+                break
+    raise refused or SchedulerError("nothing was asked for")
 
 
 def _request(name: str, resources: Resources, folder: Path, code: str) -> JobRequest:
@@ -176,7 +209,7 @@ def _request(name: str, resources: Resources, folder: Path, code: str) -> JobReq
         epilogue=(*request.epilogue[:-1], "cluster.probe_job", "--batch"),
         prologue=(),
         target=(str(folder),),
-        comment="orchestrate doctor",
+        comment=resources.comment or "orchestrate doctor",
     )
 
 

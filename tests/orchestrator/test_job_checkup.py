@@ -101,3 +101,14 @@ def test_ctrl_c_takes_the_job_back(
 ) -> None:
     assert ended["interrupted"][0] == 130
     slurm.wait_for(lambda: _waiting(slurm) == [], 30)
+
+
+def test_gpus_that_a_cluster_does_not_have_are_refused_at_once(
+    slurm_without_gpus: PrivateSlurm,
+) -> None:
+    """Both spellings and one node are tried before; what was said to the first is told."""
+    process = start(slurm_without_gpus, "--gpus", "1")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 3
+    assert "Invalid generic resource" in err
+    assert slurm_without_gpus.live() == set()
