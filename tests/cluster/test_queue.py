@@ -1,6 +1,11 @@
-"""Parsers of squeue and scontrol, on lines recorded from SLURM 22.05.8."""
+"""Parsers of squeue and scontrol, on lines recorded from SLURM 22.05.8 and from a current one.
+
+Each golden file names its source in the first line.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +19,8 @@ from cluster.queue import (
     parse_squeue,
     phase,
 )
+
+GOLDEN = Path(__file__).parent / "golden"
 
 SQUEUE = """\
 1|FAILED|NonZeroExitCode|0|1795176154|1795176154|768|a b|c|
@@ -141,3 +148,30 @@ def test_scontrol_config_is_read() -> None:
     )
     config = parse_scontrol_config(text)
     assert config["ClusterName"] == "private1" and config["KillWait"] == "30 sec"
+
+
+def _golden(name: str) -> str:
+    return (GOLDEN / name).read_text().split("\n", 1)[1]
+
+
+def test_a_recorded_queue_is_read() -> None:
+    jobs = {job.job_id: job.state for job in parse_squeue(_golden("squeue_22.05.txt"))}
+    ended = {number: state.exit_code for number, state in jobs.items()}
+    assert ended == {"7": 0, "3": 0, "5": 143, "6": 0, "1": 3, "2": 137, "4": None}
+    assert (jobs["4"].phase, jobs["4"].restarts) == (Phase.RUNNING, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("scontrol_job_22.05.txt", ("1", "FAILED", "NonZeroExitCode", "0", "3:0", "None")),
+        ("scontrol_job_2026.txt", ("6750802", "RUNNING", "None", "0", "0:0", "None")),
+    ],
+)
+def test_a_recorded_job_is_read_whatever_the_version_and_form(
+    name: str, expected: tuple[str, ...]
+) -> None:
+    """On one line as we ask for it, and on several."""
+    job = parse_scontrol_job(_golden(name))
+    keys = ("JobId", "JobState", "Reason", "Restarts", "ExitCode", "PreemptTime")
+    assert tuple(job[key] for key in keys) == expected
