@@ -288,15 +288,18 @@ def test_an_epilogue_outside_a_container_requeues_where_inside_there_is_no_scont
         gpu_request="gpus-per-task",
         pass_env=("STAND_IN",),
     )
-    # The ranks find their stage, their code and the Python of the image, and are asked to go on.
-    base = slurm_bench.request("contained", "--exit", "0:*:75", resources=asked)
-    module = ("-m", "tests.cluster.stage", "--exit", "0:*:75")
-    argv = (rank_python(environment, sys.executable), *module)
+    # The ranks find their stage, their code and the Python of the image; they hear the warning.
+    steps = ("--endless-first", "--steps", "3")
+    base = slurm_bench.request("contained", *steps, resources=asked)
+    argv = (rank_python(environment, sys.executable), "-m", "tests.cluster.stage", *steps)
     job = slurm_bench.submit_request(replace(base, argv=argv, folders=(slurm_bench.root,)))
+    slurm_bench.until(lambda: job.started(0, ranks=4))
+    slurm.run("scancel", "--signal=USR2", job.handle.job_id)
     (state,) = slurm_bench.wait(job, seconds=120)
     assert state.exit_code == 0, job.log()
     assert job.attempts() == ["s001r000", "s001r001"]
     assert [job.ended(n)["decision"] for n in (0, 1)] == ["requeue", "finished"]
+    assert "after SIGUSR2" in job.log(3)
     for rank in range(4):
         seen = job.rank(1, rank)
         assert seen["ranks"]["RANK"] == str(rank)  # not that of the image
