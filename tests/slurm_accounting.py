@@ -34,21 +34,18 @@ def missing(search_path: str) -> list[str]:
 
 
 def start(daemons: Daemons, place: Place, search_path: str) -> None:
-    """Bring up database and slurmdbd and wait until both answer. Raises TimeoutError."""
+    """Bring up database and slurmdbd and wait until both answer. Raises RuntimeError, TimeoutError."""
     data, socket = place.root / "database", place.root / "database.socket"
     tool = shutil.which("mariadb-install-db", path=search_path) or "mariadb-install-db"
-    options = [f"--datadir={data}", f"--user={place.user}"]
-    subprocess.run(
-        [
-            tool,
-            "--no-defaults",
-            *options,
-            "--skip-test-db",
-            "--auth-root-authentication-method=normal",
-        ],
-        check=True,
+    options = [f"--datadir={data}", f"--tmpdir={place.root}", f"--user={place.user}"]
+    made = subprocess.run(
+        [tool, "--no-defaults", *options, "--skip-test-db"],
         capture_output=True,
+        text=True,
+        check=False,
     )
+    if made.returncode != 0:
+        raise RuntimeError(f"{tool}: exit {made.returncode}\n{made.stdout}{made.stderr}")
     first = place.root / "first.sql"
     first.write_text(
         textwrap.dedent("""\
