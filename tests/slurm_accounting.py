@@ -34,7 +34,7 @@ def missing(search_path: str) -> list[str]:
 
 
 def start(daemons: Daemons, place: Place, search_path: str) -> None:
-    """Bring up database and slurmdbd and wait until both answer. Raises RuntimeError, TimeoutError."""
+    """Bring up database and slurmdbd until both answer. Raises RuntimeError, TimeoutError."""
     data, socket = place.root / "database", place.root / "database.socket"
     tool = shutil.which("mariadb-install-db", path=search_path) or "mariadb-install-db"
     options = [f"--datadir={data}", f"--tmpdir={place.root}", f"--user={place.user}"]
