@@ -130,7 +130,7 @@ def setting(peer: Peer, cluster: PrivateSlurm, envs: Path, folder: Path) -> Sett
         if path.is_file():
             shutil.copy(path, folder)
     programs = Path(sys.executable).parent if not peer.packages else envs / peer.name / "bin"
-    shims = _shims(folder, cluster.env["PATH"])
+    shims = _shims(folder, cluster)
     home = folder / "home"
     home.mkdir()
     env = {
@@ -157,16 +157,18 @@ def setting(peer: Peer, cluster: PrivateSlurm, envs: Path, folder: Path) -> Sett
     return made
 
 
-def _shims(folder: Path, path: str) -> Path:
-    """Programs that note their name and become the real ones."""
+def _shims(folder: Path, cluster: PrivateSlurm) -> Path:
+    """Programs that note their name and become the real ones.
+
+    They also say where this cluster's configuration is, which jobs of Snakemake lose.
+    """
     shims = folder / "shims"
     shims.mkdir()
     for name in COMMANDS:
-        real = shutil.which(name, path=path)
+        real = shutil.which(name, path=cluster.env["PATH"])
         script = shims / name
-        script.write_text(
-            f'#!/bin/sh\necho {name} >> "{folder}/commands"\nexec {real} "$@"\n', encoding="utf-8"
-        )
+        note = f'echo {name} >> "{folder}/commands"; export SLURM_CONF="{cluster.conf}"'
+        script.write_text(f'#!/bin/sh\n{note}\nexec {real} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
     return shims
 
