@@ -216,12 +216,15 @@ def job_resources(
         cluster: of the recipe.
         has_gpus: whether the machine or cluster has any.
         cpu_only: whether its kind has no use for GPUs.
-        gpu_request: what `auto` means on this cluster.
+        gpu_request: what `auto` means on this cluster, where the ranks have a GPU each.
         data: folders of videos.
     """
     spec = merged(stage, cluster, cpu_only=cpu_only)
     device = _device(spec.device, spec.gpus_per_node, has_gpus)
     gpus = 0 if device == "cpu" else spec.gpus_per_node or 1
+    ranks = spec.tasks_per_node or gpus or 1
+    if gpu_request == "gpus-per-task" and ranks != gpus:
+        gpu_request = "gpus-per-node"
     memory = spec.mem_gb
     if spec.mem_per_gpu_gb is not None and gpus:
         memory = spec.mem_per_gpu_gb * gpus
@@ -234,7 +237,7 @@ def job_resources(
         gpus_per_node=gpus,
         gpu_type=spec.gpu_type if gpus else None,
         gpu_request=gpu_request if spec.gpu_request == "auto" else spec.gpu_request,
-        tasks_per_node=spec.tasks_per_node or gpus or 1,
+        tasks_per_node=ranks,
         mem_gb=memory,
         setup=cluster.setup,
         pass_env=cluster.pass_env,

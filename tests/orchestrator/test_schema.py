@@ -411,6 +411,9 @@ def test_auto_is_what_the_site_takes(asked: str) -> None:
         gpu_request="gpus-per-task",
     )
     assert found.gpu_request == ("gres" if asked == "gres" else "gpus-per-task")
+    few = ResourcesSpec.model_validate({"gpus_per_node": 4, "tasks_per_node": 2})
+    each = job_resources(few, ClusterSpec(), has_gpus=True, gpu_request="gpus-per-task")
+    assert each.gpu_request == "gpus-per-node"
 
 
 def test_resources_survive_the_record_of_a_run(tmp_path: Path) -> None:
