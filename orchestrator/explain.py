@@ -181,7 +181,8 @@ def _lost(record: StageRecord, state: JobState | None, commands: Commands) -> To
         reason = "the scheduler refused the job"
     else:
         reason = "the job is gone and never started"
-    if state is not None and state.phase is Phase.GONE and state.reason.isupper():
+    told = attempt is not None and attempt["exit"]
+    if not told and state is not None and state.phase is Phase.GONE and state.reason.isupper():
         reason += f"; scheduler: {state.reason}"  # it still remembers, for MinJobAge
     again = commands.resume(_resumed(record))
     return Told(reason=reason, evidence=_evidence(record, 0), next=again)
@@ -201,7 +202,8 @@ def _going_on(status: str, record: StageRecord, state: JobState | None, commands
     if status == "running" and (before := record.before) is not None:
         words.append(f"{ending(before)}, then started again")
     # What its dependency waits for has a place of its own.
-    named = state is not None and state.reason == "Dependency" and record.plan["upstream"]
+    in_line = state is not None and state.reason in ("Dependency", "queued")
+    named = in_line and record.plan["upstream"]
     if status in ("waiting", "requeued") and state is not None and state.reason and not named:
         words.append(why_pending(state.reason, state.start_at))
     return "; ".join(words)

@@ -190,10 +190,11 @@ class _Resumption:
         ]
         if len(roots) == 1:
             return roots[0]
-        said = f"several stages are to be continued: {', '.join(roots)}" if roots else ""
+        if not roots:
+            raise Refused(f"nothing is broken in this run: nothing is to go on with {changes}")
         raise Refused(
-            f"{said or 'nothing is broken in this run'}; name the one that is to have {changes}"
-            " with --stage"
+            f"several stages are to go on: {', '.join(roots)}; name the one that is to have"
+            f" {changes} with --stage"
         )
 
     def _broken_upstream(self, name: str, actions: Mapping[str, str]) -> bool:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Nodes = Annotated[
     int | None, typer.Option("--nodes", min=1, help="Other number of nodes; the batch must fit.")
 ]
-Hours = Annotated[float | None, typer.Option("--hours", help="Other time limit.")]
+Hours = Annotated[float | None, typer.Option("--hours", min=0.02, help="Other time limit.")]
 Partition = Annotated[str | None, typer.Option("--partition", help="Other partition.")]
-Memory = Annotated[float | None, typer.Option("--mem-gb", help="Other memory a node.")]
+Memory = Annotated[float | None, typer.Option("--mem-gb", min=0.1, help="Other memory a node.")]
 
 
 def status(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from orchestrator.decision import Status
 from orchestrator.pending import clock
 from orchestrator.status_view import progress_text
 from orchestrator.view import coloured, duration, names, short_job
@@ -55,7 +56,7 @@ def _lines(answer: Answer, *, alone: bool) -> Iterator[tuple[str, str]]:
         yield "sacct", answer.scheduler
     if answer.waits_for:
         yield "waits", names([f"{name} ({status})" for name, status in answer.waits_for.items()])
-    if stage.progress and not told.next and not answer.made_by and progress_text(stage.progress):
+    if stage.status is Status.RUNNING and progress_text(stage.progress):
         yield "does", progress_text(stage.progress)
     yield from _what_was_new(answer, alone=alone)
     if alone:
