@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.decision import ACTIVE, Status
 from orchestrator.differences import Difference, difference
 from orchestrator.endings import Decided, decided, ending
+from orchestrator.pending import clock
 from orchestrator.record import Attempt, StageRecord, read_records
 from orchestrator.status import RunStatus, StageStatus, run_object
 from orchestrator.store import SCHEMA_VERSION, Store
@@ -57,7 +58,31 @@ def answers(run: RunStatus, store: Store, only: str | None = None) -> list[Answe
     stages = {stage.name: stage for stage in run.stages}
     records = {str(record.plan["name"]): record for record in read_records(run.run_id, store)}
     names = [name for name in stages if only in (None, name)]
-    return [_answer(run.run_id, stages[name], stages, records[name], store) for name in names]
+    found = [_answer(run.run_id, stages[name], stages, records[name], store) for name in names]
+    if only is None:
+        return found
+    return [replace(one, scheduler=_remembered(records[one.stage.name], one)) for one in found]
+
+
+def _remembered(record: StageRecord, answer: Answer) -> str:
+    """What accounting says of a job that is gone and whose end left no record."""
+    told = record.current is not None and record.current["exit"]
+    if answer.stage.status is not Status.LOST or told or record.handle is None:
+        return ""
+    if record.handle.executor != "slurm":
+        return ""
+    from cluster.history import read_history
+
+    try:
+        history = read_history([record.handle])
+    except ValueError as error:  # of a version whose output is not known: it only explains
+        return f"sacct: {error}"
+    rows = history.attempts.get(record.handle, ())
+    if not rows:
+        return history.unknown or "accounting does not know the job"
+    last = rows[-1]
+    nodes = f" on {last.nodes}" if last.nodes else ""
+    return f"{last.state}{nodes}" + (f" at {clock(last.ended_at)}" if last.ended_at else "")
 
 
 def _answer(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cluster import fsio
-from cluster.contract import Phase
+from cluster.contract import JobHandle, Phase
+from cluster.history import Attempt, History
 from orchestrator import why
 from orchestrator.differences import difference
 from orchestrator.status import read_status
@@ -81,6 +83,30 @@ def test_one_stage_alone_tells_of_all_its_attempts_and_decisions(run: Fabricated
     assert "s001r000" in tries[0] and "preempted or requeued on n14, saved at step 480" in tries[0]
     assert tries[0].endswith("[tried again, however often (preempted)]")
     assert tries[1].endswith("on n14  runs")
+
+
+def test_accounting_is_asked_about_one_stage_whose_job_is_gone_without_a_record(
+    run: FabricatedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run.submitted("pretrain")
+    file = run.stage("pretrain").path / "submission-1.json"
+    record = fsio.read_json(file)
+    fsio.write_json(file, {**record, "handle": {**record["handle"], "executor": "slurm"}})
+    asked: list[str] = []
+
+    def answer(handles: Sequence[JobHandle]) -> History:
+        asked.extend(handle.job_id for handle in handles)
+        row = {"job_id": job, "state": "NODE_FAIL", "reason": "", "nodes": "n7", "exit_code": 1}
+        times = {"submitted_at": 1.0, "started_at": 2.0, "ended_at": 3.0}
+        return History(attempts={handles[0]: [Attempt(**row, **times)]})
+
+    monkeypatch.setattr("cluster.history.read_history", answer)
+    slurm = FakeExecutor(name="slurm")
+    assert "sacct" not in told(run, slurm)
+    assert "  sacct:   NODE_FAIL on n7 at " in told(run, slurm, "pretrain")
+    assert asked == [job]
+    run.started("pretrain", exit={"decision": "stop", "self_ended": False, "reason": "cancelled"})
+    assert "sacct" not in told(run, slurm, "pretrain")
 
 
 def test_a_reused_stage_names_the_run_it_came_from(run: FabricatedRun) -> None:
