@@ -167,7 +167,11 @@ def _state(record: StageRecord, states: Mapping[JobHandle, JobState] | None) -> 
     """The job's state; `gone` where there is no job, None where nobody could be asked about it."""
     if record.handle is None and not record.claimed:
         return JobState(phase=Phase.GONE)
-    return None if states is None or record.handle is None else states.get(record.handle)
+    if states is None or record.handle is None:
+        return None
+    # Who waits since before there was a successor has asked for the job before it.
+    before = record.handle.before
+    return states.get(record.handle) or (states.get(before) if before else None)
 
 
 def _stage_status(

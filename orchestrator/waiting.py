@@ -11,6 +11,7 @@ from cluster.contract import Executor, JobHandle, JobState, SchedulerError
 from orchestrator.decision import ACTIVE, Status
 from orchestrator.explain import Commands
 from orchestrator.live import Show, display
+from orchestrator.record import read_records
 from orchestrator.status import RunStatus, read_status, status_from
 from orchestrator.store import Store
 
@@ -37,8 +38,7 @@ def wait_for(
     """
     with display(stream) as show:
         try:
-            if handles:
-                _wait(executor, handles, _ticker(run_id, store, show))
+            _wait_for_all(executor, handles, run_id, store, _ticker(run_id, store, show))
         except KeyboardInterrupt:
             show(read_status(run_id, store, executor))
             print(_after_interrupt(Commands.of(run_id, store), executor), file=sys.stderr)
@@ -46,6 +46,22 @@ def wait_for(
         status = read_status(run_id, store, executor)
         show(status)
     return status
+
+
+def _wait_for_all(
+    executor: Executor,
+    handles: Sequence[JobHandle],
+    run_id: str,
+    store: Store,
+    on_tick: Callable[[Mapping[JobHandle, JobState]], None],
+) -> None:
+    """Wait for the jobs, and for those that were queued meanwhile to go on where one failed."""
+    open_ones, seen = list(handles), set(handles)
+    while open_ones:
+        _wait(executor, open_ones, on_tick)
+        now = [record.handle for record in read_records(run_id, store)]
+        open_ones = [one for one in now if one is not None and one.before and one not in seen]
+        seen.update(open_ones)
 
 
 def _wait(
