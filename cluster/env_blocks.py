@@ -200,9 +200,9 @@ def _container(
     """Arguments of srun and words before the command; None without a container."""
     binds = [*environment.binds, *(str(folder) for folder in _outermost(folders))]
     if environment.kind == "pyxis":
-        mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
-        image = f"--container-image={environment.place}"
-        return [image, f"--container-mounts={mounts}", *environment.arguments], []
+        both = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
+        mounts = [f"--container-mounts={both}"] if both else []
+        return [f"--container-image={environment.place}", *mounts, *environment.arguments], []
     if environment.kind == "apptainer":
         nv = ["--nv"] if (cuda if environment.gpus is None else environment.gpus) else []
         mounted = [word for bind in binds for word in ("--bind", bind)]

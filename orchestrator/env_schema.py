@@ -43,6 +43,11 @@ def _image(text: str) -> str:
     return one_line(text)
 
 
+def _program(text: str) -> str:
+    """A path as a person writes it, or a name that is looked for in PATH."""
+    return _place(text) if "/" in text else one_line(text)
+
+
 def _module(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/+@=-]{0,127}", text):
         raise ValueError("the name of a module, such as cuda/12.4")
@@ -58,6 +63,7 @@ def _option(text: str) -> str:
 Line = Annotated[str, Field(min_length=1), AfterValidator(one_line)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_place)]
 Bind = Annotated[str, Field(min_length=1), AfterValidator(_bind)]
+Program = Annotated[str, Field(min_length=1), AfterValidator(_program)]
 Image = Annotated[str, Field(min_length=1), AfterValidator(_image)]
 Module = Annotated[str, AfterValidator(_module)]
 Option = Annotated[str, AfterValidator(_option)]
@@ -70,8 +76,10 @@ class _Environment(Strict):
     init: Place | None = Field(
         None, description="file that defines `module`; default: looked for in the usual places"
     )
-    python: Line | None = Field(None, description="program of the ranks; default: that of the kind")
-    host_python: Place | None = Field(
+    python: Program | None = Field(
+        None, description="program of the ranks; default: that of the kind"
+    )
+    host_python: Program | None = Field(
         None,
         description="Python 3.11 of the nodes, for what runs outside the environment; default: "
         "the one that submits",
@@ -189,4 +197,4 @@ def files_of(spec: EnvSpec) -> dict[str, Path]:
             texts["image"] = spec.image
         case _:
             pass
-    return {key: Path(text) for key, text in texts.items() if text is not None}
+    return {key: Path(text) for key, text in texts.items() if text is not None and "/" in text}

@@ -64,7 +64,10 @@ def test_an_image_of_a_registry_and_what_is_there_are_no_faults(
     tmp_path: Path, login_node: None
 ) -> None:
     check_files(_recipe(tmp_path, "env: {kind: pyxis, image: 'nvcr.io#nvidia/pytorch:25.06-py3'}"))
-    check_files(_recipe(tmp_path, f"env: {{kind: venv, path: '{sys.prefix}'}}"))
+    env = f"{{kind: venv, path: '{sys.prefix}', host_python: python3.11}}"
+    recipe = _recipe(tmp_path, f"env: {env}")
+    check_files(recipe)
+    assert recipe.cluster.env is not None and recipe.cluster.env.host_python == "python3.11"
 
 
 def test_where_nothing_can_be_submitted_nothing_is_looked_for(
