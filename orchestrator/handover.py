@@ -23,7 +23,7 @@ from orchestrator.errors import Refused
 from orchestrator.facts import live_handle
 from orchestrator.jobs import array_name, job_name, job_request
 from orchestrator.policy import avoiding
-from orchestrator.rollback import Made, take_back
+from orchestrator.rollback import Made, refusal, take_back
 from orchestrator.store import StageDir, Store, Submission
 
 _SUBMITTED = ("run", "resume")
@@ -157,9 +157,9 @@ class _Walk:
             handle = self.executor.submit(self._request(order, name))
         except UnknownOutcome:
             raise  # the claim stays open: the next submission looks for the job by its name
-        except SchedulerError:
+        except SchedulerError as error:
             self._record(order, name, None)
-            raise
+            raise refusal(order.name, order.resources, error) from error
         self._record(order, name, handle)
 
     def _submit_array(self, chunk: Mapping[int, Order]) -> None:
@@ -183,10 +183,11 @@ class _Walk:
             handles = self.executor.submit_array(array)
         except UnknownOutcome:
             raise
-        except SchedulerError:
+        except SchedulerError as error:
             for order in mine.values():
                 self._record(order, name, None)
-            raise
+            first = next(iter(mine.values()))
+            raise refusal(str(first.part_of), first.resources, error) from error
         for order, handle in zip(mine.values(), handles, strict=True):
             self._record(order, name, handle)
 

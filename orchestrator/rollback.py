@@ -5,14 +5,39 @@ from __future__ import annotations
 import getpass
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cluster import fsio
-from cluster.contract import Executor, JobHandle, SchedulerError
+from cluster.contract import Executor, JobHandle, Resources, SchedulerError
 from cluster.patience import Trouble, UnknownOutcome, trouble_of
 from orchestrator.store import SCHEMA_VERSION, StageDir
 
 Made = tuple[str, StageDir, JobHandle]
+
+# What sbatch says, and the fields of `Resources` that it is about; texts of slurm_errno.c.
+_ABOUT: Mapping[str, tuple[str, ...]] = {
+    "invalid partition": ("partition",),
+    "partition not available": ("partition",),
+    "Invalid feature": ("constraint",),
+    "Invalid account": ("account", "partition"),
+    "Invalid qos": ("qos",),
+    "accounting/QOS policy": ("account", "qos", "hours", "nodes"),
+    "Requested time limit": ("hours",),
+    "Node count": ("nodes",),
+    "node configuration": ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb"),
+    "reservation": ("reservation",),
+    "license": ("licenses",),
+    "generic resource": ("gpu_type", "gpus_per_node"),
+    "Invalid node name": ("nodelist", "exclude"),
+}
+
+
+def refusal(stage: str, resources: Resources, error: SchedulerError) -> SchedulerError:
+    """The refusal of a stage's job, with what the recipe asks for where it is about that."""
+    asked = next((keys for text, keys in _ABOUT.items() if text in str(error)), ())
+    values = {key: getattr(resources, key) for key in asked}
+    told = ", ".join(f"resources.{key} is {value}" for key, value in values.items() if value)
+    return SchedulerError(f"stage {stage}: {error}" + (f" ({told})" if told else ""))
 
 
 def take_back(made: Sequence[Made], error: Exception, executor: Executor) -> Exception:

@@ -92,7 +92,8 @@ def test_a_refused_job_takes_those_before_it_back(shell: LoginShell) -> None:
     recipe.write_text(bad)
     code, out = shell.run("submit", shell.recipe)
     assert code == 3
-    assert "Invalid feature specification" in out
+    assert "error: stage probe: sbatch: exit code 1" in out
+    assert "Invalid feature specification (resources.constraint is nosuchfeature)" in out
     assert "what had been submitted before it was taken back: index-home/part-000 (job" in out
     assert shell.jobs() == []
     assert shell.sent()["sbatch"] == NUM_SBATCH
