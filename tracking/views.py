@@ -41,7 +41,7 @@ _VIEWS: Sequence[tuple[str, str, str, str, Sequence[str]]] = (
     (
         "results",
         "what was measured, by protocol and data",
-        "tags.`orchestrate.kind` IN ('probe', 'finetune', 'retrieval')",
+        "tags.`summary.protocol` LIKE '%'",
         "metrics.`top1`",
         (
             *("tags.`summary.protocol`", "tags.`summary.data`", "tags.`summary.split`"),
