@@ -113,12 +113,23 @@ def _live(
         words.append(f"cluster.transport={cell.transport}")
     run("submit", *words, ORCHESTRATE_FAULT=f"slow:{int(step_seconds * 1000)}")
     try:
-        cluster.wait_for(lambda: _step(run, fault.stage) >= fault.at_step, _PATIENCE_SECONDS)
+        _wait_for_step(run, cluster, fault)
         fault.hit(cluster, cell, run.status()[fault.stage]["job_id"])
         cluster.wait_for(lambda: not cluster.live(), _PATIENCE_SECONDS, every=1)
     except (TimeoutError, RuntimeError, ValueError) as error:
         return [f"{type(error).__name__}: {error}"]
     return []
+
+
+def _wait_for_step(run: CommandLine, cluster: PrivateSlurm, fault: Fault) -> None:
+    """Until the stage is where the fault is to hit it. Raises ValueError, TimeoutError."""
+
+    def there() -> bool:
+        return _step(run, fault.stage) >= fault.at_step
+
+    cluster.wait_for(lambda: there() or not cluster.live(), _PATIENCE_SECONDS, every=0.2)
+    if not there():
+        raise ValueError(f"{fault.stage} ended before it could be hit")
 
 
 def _lengths(fault: Fault, reference: Reference) -> tuple[int, float]:
