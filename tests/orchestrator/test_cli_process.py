@@ -115,13 +115,15 @@ def test_plan_imports_nothing_heavy(
     assert not modules & {*HEAVY, "submitit"}
 
 
-def test_status_needs_neither_hydra_nor_anything_heavy(
+def test_commands_about_a_run_need_neither_hydra_nor_anything_heavy(
     environment: dict[str, str], write_recipe: Callable[[int], Path]
 ) -> None:
-    assert orchestrate(environment, "submit", str(write_recipe(8)))[0] == 0
-    code, modules = imported(environment, "status")
-    assert code == 0
-    assert not modules & {*HEAVY, "hydra", "omegaconf", "submitit"}
+    for train in (8, 9):
+        assert orchestrate(environment, "submit", str(write_recipe(train)))[0] == 0
+    for words in (("status",), ("why", "latest:videos"), ("cancel", "latest"), ("resume",)):
+        code, modules = imported(environment, *words)
+        assert code == 0, words
+        assert not modules & {*HEAVY, "hydra", "omegaconf", "submitit"}, words
 
 
 def test_a_run_on_this_machine_goes_from_submit_to_result_and_is_reused(
