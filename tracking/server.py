@@ -84,6 +84,8 @@ def serve(
         if access.loopback:
             where = "on your own computer" if os.environ.get("SSH_CONNECTION") else "from elsewhere"
             say(f"  {where}: {tunnel(server.port)}, then open the same address there")
+        if not access.auth:
+            say("  whoever is logged in on this machine can open it; --auth asks for a password")
         say("  Ctrl-C stops it")
         try:
             server.process.wait()
