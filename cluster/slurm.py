@@ -182,13 +182,16 @@ class SlurmExecutor:
     def _prepare(self, request: JobRequest | ArrayRequest) -> tuple[CommandSubmission, str]:
         from cluster.submission import CommandSubmission
 
-        job = request.tasks[0] if isinstance(request, ArrayRequest) else request
-        shell = passed_on(os.environ, also=job.resources.pass_env)
         if isinstance(request, ArrayRequest):
-            values = job_array.parameters(request, shell)
-            submission = CommandSubmission(request.folder, values, tasks=len(request.tasks))
+            tasks = tuple(_as_of_this_shell(task) for task in request.tasks)
+            job = tasks[0]
+            shell = passed_on(os.environ, also=job.resources.pass_env)
+            values = job_array.parameters(replace(request, tasks=tasks), shell)
+            submission = CommandSubmission(request.folder, values, tasks=len(tasks))
         else:
-            submission = CommandSubmission(request.log_dir, batch.parameters(request, shell))
+            job = _as_of_this_shell(request)
+            shell = passed_on(os.environ, also=job.resources.pass_env)
+            submission = CommandSubmission(request.log_dir, batch.parameters(job, shell))
         # In the background, so that the script can act on a signal while the ranks still run.
         return submission, f"{batch.command(job)} &"
 
@@ -247,6 +250,19 @@ class SlurmExecutor:
             raise SchedulerError(
                 f"squeue: an answer this version does not know: {error}"
             ) from error
+
+
+def _as_of_this_shell(request: JobRequest) -> JobRequest:
+    """The request with what the site sets in everybody's shell where the recipe says nothing.
+
+    sbatch would take it from there as well, but not when a successor is submitted from a node.
+    """
+    chosen = {
+        field: os.environ[f"SBATCH_{field.upper()}"]
+        for field in ("partition", "account", "qos", "constraint", "reservation")
+        if getattr(request.resources, field) is None and os.environ.get(f"SBATCH_{field.upper()}")
+    }
+    return replace(request, resources=replace(request.resources, **chosen))  # type: ignore[arg-type]
 
 
 def _pair(handle: JobHandle) -> list[JobHandle]:

@@ -9,13 +9,18 @@ from typing import Literal
 import pytest
 
 from cluster import fsio
+from cluster.contract import Resources
 from cluster.doctor import SlurmFacts, parse_facts, parse_partitions
 from cluster.inside import Changes, Origin, downstream, megabytes, origin_of
 from cluster.queue import Dependent, parse_dependents, parse_job_fields
 from cluster.ranks import restart_count
 from cluster.site import SiteProfile
+from cluster.slurm import SlurmExecutor
 from cluster.successor import Successor, own_record, recorded, successors, superseded
 from cluster.transport import choose_transport
+from tests.cluster.test_batch import plain_shell, request
+
+__all__ = ["plain_shell"]
 
 CONFIG = {
     "SLURM_VERSION": "22.05.8",
@@ -204,6 +209,19 @@ def test_a_job_that_was_taken_back_is_not_one_to_go_on_with(tmp_path: Path) -> N
     assert successors(tmp_path, 1) == [
         Successor(number=1, job_id="8", submitted_at=0.0, why="", mem_gb=4.0, taken_back=True)
     ]
+
+
+def test_a_successor_is_submitted_with_what_the_shell_of_the_first_job_chose(
+    plain_shell: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    monkeypatch.setenv("SBATCH_RESERVATION", "course")
+    asked = request(resources=Resources(reservation="mine", requeue=False))
+    script = SlurmExecutor().render(replace(asked, prologue=("/env/bin/python", "-m", "p")))
+    lines = script.splitlines()
+    assert "#SBATCH --partition=gpu" in lines and "#SBATCH --reservation=mine" in lines
+    assert "#SBATCH --no-requeue" in lines and 'export ORCHESTRATE_SCRIPT="$0"' in lines
+    assert any(line.endswith("; [ $? -ne 76 ] || exit 76") for line in lines)
 
 
 def test_no_change_is_false() -> None:
