@@ -113,8 +113,10 @@ def _live(
         words.append(f"cluster.transport={cell.transport}")
     run("submit", *words, ORCHESTRATE_FAULT=f"slow:{int(step_seconds * 1000)}")
     try:
+        # Asked ahead: on a busy machine the pretraining is over before `status` has answered.
+        job_id = run.status()[fault.stage]["job_id"]
         _wait_for_step(run, cluster, fault)
-        fault.hit(cluster, cell, run.status()[fault.stage]["job_id"])
+        fault.hit(cluster, cell, job_id)
         cluster.wait_for(lambda: not cluster.live(), _PATIENCE_SECONDS, every=1)
     except (TimeoutError, RuntimeError, ValueError) as error:
         return [f"{type(error).__name__}: {error}"]
