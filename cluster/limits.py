@@ -40,12 +40,14 @@ class Quota:
         max_submit: jobs that may wait or run at a time.
         max_minutes: time limit of one job.
         max_tres: such as `node` and `gres/gpu`, for one job.
+        flags: of a QOS; some lift limits of the partition.
     """
 
     where: str
     max_submit: int | None = None
     max_minutes: int | None = None
     max_tres: Mapping[str, float] = field(default_factory=dict)
+    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,8 @@ def _against_partition(
         return [f"resources.partition is {name!r}, which does not exist; there are: {known}"]
     found = [
         *_state(name, partition),
-        *_rights(name, partition, account, qos),
-        *_size(wanted, name, partition),
+        *_rights(name, partition, account, qos, limits),
+        *_size(wanted, name, partition, _lifted(partition, account, qos, limits)),
     ]
     return found or _nodes_that_never_come(wanted, name, limits.nodes)
 
@@ -149,19 +151,34 @@ def _state(name: str, partition: Mapping[str, str]) -> list[str]:
     return [f"resources.partition: {name} is {state}; choose another, or wait until it is UP"]
 
 
-def _rights(name: str, partition: Mapping[str, str], account: str, qos: str) -> list[str]:
+def _rights(
+    name: str, partition: Mapping[str, str], account: str, qos: str, limits: Limits
+) -> list[str]:
+    """What is sure: from 23.02 on accounts are allowed with all below them, which is not known."""
     found = []
+    listed = re.match(r"2[0-2]\.", limits.config.get("SLURM_VERSION", ""))
     for key, kind, value in (("account", "Accounts", account), ("qos", "Qos", qos)):
+        if not value:
+            continue
         allowed = _names(partition.get(f"Allow{kind}", "ALL"))
-        denied = _names(partition.get(f"Deny{kind}", ""))
-        if allowed is not None and value.lower() not in allowed and (value or key == "account"):
-            asked = repr(value) if value else "not given"
-            found.append(
-                f"resources.{key} is {asked}; partition {name} allows {', '.join(sorted(allowed))}"
-            )
-        if denied is not None and value and value.lower() in denied:
+        denied = _names(partition.get(f"Deny{kind}", "")) or set()
+        sure = key == "qos" or listed
+        if allowed is not None and sure and value.lower() not in allowed:
+            names = ", ".join(sorted(allowed))
+            found.append(f"resources.{key} is {value!r}; partition {name} allows {names}")
+        elif value.lower() in denied:
             found.append(f"resources.{key} is {value!r}, which partition {name} denies")
     return found
+
+
+def _lifted(partition: Mapping[str, str], account: str, qos: str, limits: Limits) -> frozenset[str]:
+    """Flags of the QOS in force, of which some lift limits of the partition; all, where unknown."""
+    mine = [one for one in limits.accounts if one.name == account]
+    used = {qos or next((one.default_qos for one in mine), ""), partition.get("QoS", "")}
+    named = used - set(UNLIMITED)
+    if named - set(limits.qos):
+        return frozenset({"PartitionTimeLimit", "PartitionMaxNodes", "PartitionMinNodes"})
+    return frozenset().union(*(limits.qos[one].flags for one in named))
 
 
 def _names(text: str) -> set[str] | None:
@@ -171,16 +188,18 @@ def _names(text: str) -> set[str] | None:
     return {name.lower() for name in text.split(",")}
 
 
-def _size(wanted: Resources, name: str, partition: Mapping[str, str]) -> list[str]:
+def _size(
+    wanted: Resources, name: str, partition: Mapping[str, str], lifted: frozenset[str]
+) -> list[str]:
     found = []
     minutes, asked = minutes_of(partition.get("MaxTime", "")), math.ceil(wanted.hours * 60)
-    if minutes is not None and asked > minutes:
+    if minutes is not None and asked > minutes and "PartitionTimeLimit" not in lifted:
         found.append(
             f"resources.hours is {wanted.hours:g}; partition {name} allows"
             f" {minutes / 60:g} (MaxTime)"
         )
     for key, least in (("MaxNodes", False), ("MinNodes", True)):
-        value = partition.get(key, "")
+        value = "" if f"Partition{key}" in lifted else partition.get(key, "")
         if value.isdigit() and (wanted.nodes < int(value) if least else wanted.nodes > int(value)):
             word = "asks for at least" if least else "allows"
             found.append(

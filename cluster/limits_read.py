@@ -13,7 +13,7 @@ from cluster.queue import parse_scontrol_config, parse_scontrol_job
 _SECONDS = 15
 _ACCOUNTING_SECONDS = 5
 _ASSOC = "format=Account,DefaultAccount,Partition,QOS,DefaultQOS,MaxSubmitJobs,MaxWall,MaxTRES"
-_QOS = "format=Name,MaxSubmitJobsPerUser,MaxWall,MaxTRES"
+_QOS = "format=Name,Flags,MaxSubmitJobsPerUser,MaxWall,MaxTRES"
 
 
 def read_limits() -> Limits:
@@ -132,8 +132,9 @@ def parse_qos(text: str) -> dict[str, Quota]:
             max_submit=int(submit) if submit else None,
             max_minutes=minutes_of(wall),
             max_tres=_tres(tres),
+            flags=frozenset(flags.split(",")) - {""},
         )
-        for name, submit, wall, tres in rows
+        for name, flags, submit, wall, tres in rows
     }
 
 

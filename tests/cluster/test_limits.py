@@ -36,7 +36,7 @@ def site() -> Limits:
     off = {"DenyQos": "small", "MinNodes": "2", "State": "DRAIN"}
     other = {**main, "Default": "NO"}
     return Limits(
-        config={"MaxJobCount": "10000"},
+        config={"MaxJobCount": "10000", "SLURM_VERSION": "22.05.8"},
         partitions={"main": main, "short": {**other, **limited}, "off": {**other, **off}},
         nodes=parse_nodes(NODES),
     )
@@ -69,7 +69,6 @@ def test_a_job_that_fits_is_left_alone(site: Limits) -> None:
         ({"hours": 25}, "resources.hours is 25; partition short allows 24 (MaxTime)"),
         ({"nodes": 2}, "resources.nodes is 2; partition short allows 1 (MaxNodes)"),
         ({"account": "me"}, "resources.account is 'me'; partition short allows bar, foo"),
-        ({"account": None}, "resources.account is not given; partition short allows bar, foo"),
         ({"gpus_per_node": 9}, "resources.gpus_per_node is 9; partition short has 0 such nodes"),
         ({"mem_gb": 200}, "resources.mem_gb is 200; partition short has 0 such nodes"),
         (
@@ -96,7 +95,8 @@ def test_large_nodes_are_counted_and_not_small_ones(site: Limits) -> None:
 
 def test_a_denied_qos_and_too_few_nodes_are_both_told(site: Limits) -> None:
     up = {"off": {**site.partitions["off"], "State": "UP"}}
-    lines = _found(replace(site, partitions=up), partition="off", qos="small")
+    known = replace(site, partitions=up, qos={"small": Quota(where="QOS small")})
+    lines = _found(known, partition="off", qos="small")
     assert "resources.qos is 'small', which partition off denies" in lines[0]
     assert "resources.nodes is 1; partition off asks for at least 2 (MinNodes)" in lines[1]
 
@@ -117,8 +117,9 @@ video|root||normal,small||4|1-00:00:00|gres/gpu=8,node=2,mem=1T
 root|root||normal||||
 """
 QOS = """\
-normal|||
-small|2|01:00:00|
+normal||||
+small||2|01:00:00|
+long|DenyOnLimit,PartitionTimeLimit|||
 """
 
 
@@ -160,6 +161,19 @@ def test_what_accounting_does_not_allow_is_told(
 ) -> None:
     lines = _found(accounted, **{"account": "video", **resources})
     assert any(told in line for line in lines)
+
+
+def test_what_is_not_sure_is_left_to_the_scheduler(site: Limits, accounted: Limits) -> None:
+    """Accounts below an allowed one; a QOS that lifts a limit, or that nobody knows."""
+    newer = replace(site, config={"SLURM_VERSION": "24.05.2"})
+    assert _found(newer, partition="short", account="me") == []
+    assert _found(site, partition="short") == []
+    assert _found(site, partition="short", account="foo", qos="unknown", hours=48) == []
+    free = [replace(one, qos=(*one.qos, "long")) for one in accounted.accounts]
+    lifted = replace(accounted, accounts=free)
+    assert _found(lifted, partition="short", account="root", qos="long", hours=48) == [
+        "probe: resources.account is 'root'; partition short allows bar, foo"
+    ]
 
 
 def test_too_many_jobs_are_told_before_the_first(accounted: Limits) -> None:
