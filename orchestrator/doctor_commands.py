@@ -97,7 +97,8 @@ def drill(
     following, not the stage.
     """
     from orchestrator import answers
-    from orchestrator.drill import Fault, describe, find_target, follow, inflict
+    from orchestrator.drill import Fault, describe, find_target, inflict
+    from orchestrator.drill_watch import follow
     from orchestrator.naming import UnknownName, find_stage
     from orchestrator.naming import find_target as find_names
     from orchestrator.submit import executor_for

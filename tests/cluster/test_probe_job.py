@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster import fsio, probe_job
+from cluster import fsio, node_looks, probe_job
 
 
 def test_a_look_that_breaks_is_a_finding_and_the_others_go_on(tmp_path: Path) -> None:
     report = probe_job.Report(tmp_path / "rank-0.json", {"rank": 0})
-    report.look("lock", lambda: probe_job.lock(tmp_path / "none" / "lock"))
-    report.look("cpus", probe_job.cpus)
+    report.look("lock", lambda: node_looks.lock(tmp_path / "none" / "lock"))
+    report.look("cpus", node_looks.cpus)
     found = fsio.read_json(tmp_path / "rank-0.json")
     assert found["lock"]["error"].startswith("FileNotFoundError: ")
     assert found["cpus"]["allowed"] == len(os.sched_getaffinity(0))
@@ -39,8 +39,8 @@ def test_what_a_rank_hangs_in_is_on_disk_before_it_begins(tmp_path: Path) -> Non
 
 def test_each_claim_is_won_once_however_many_race_for_it(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        won = pool.map(lambda rank: probe_job.claims(tmp_path, rank)["won"], range(4))
-    assert sorted(n for numbers in won for n in numbers) == list(range(probe_job.NUM_CLAIMS))
+        won = pool.map(lambda rank: node_looks.claims(tmp_path, rank)["won"], range(4))
+    assert sorted(n for numbers in won for n in numbers) == list(range(node_looks.NUM_CLAIMS))
 
 
 def test_the_least_memory_limit_of_all_groups_counts(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_the_least_memory_limit_of_all_groups_counts(tmp_path: Path) -> None:
     (tmp_path / "slurm" / "memory.max").write_text("max\n")
     (job / "memory.max").write_text("4000000000\n")
     (job / "step_0" / "memory.max").write_text("max\n")
-    assert probe_job.memory_limit("0::/slurm/job_7/step_0\n", tmp_path) == 4_000_000_000
-    assert probe_job.memory_limit("0::/slurm\n", tmp_path) is None
+    assert node_looks.memory_limit("0::/slurm/job_7/step_0\n", tmp_path) == 4_000_000_000
+    assert node_looks.memory_limit("0::/slurm\n", tmp_path) is None
 
 
 def test_the_memory_limit_of_the_first_version_of_control_groups_is_read(tmp_path: Path) -> None:
@@ -59,12 +59,12 @@ def test_the_memory_limit_of_the_first_version_of_control_groups_is_read(tmp_pat
     (group / "memory.limit_in_bytes").write_text("2000000000\n")
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     text = "5:cpu,cpuacct:/slurm\n4:memory:/slurm\n0::/\n"
-    assert probe_job.memory_limit(text, tmp_path) == 2_000_000_000
+    assert node_looks.memory_limit(text, tmp_path) == 2_000_000_000
 
 
 def test_the_answer_of_another_machine_bounds_the_difference_of_the_clocks(tmp_path: Path) -> None:
     fsio.write_json(tmp_path / "answer-0.json", {"at": 1.0})
-    found = probe_job.shared(tmp_path, 0)
+    found = node_looks.shared(tmp_path, 0)
     sent = fsio.read_json(tmp_path / "hello-0.json")["at"]
     assert found["clock_differs"] == pytest.approx(sent - 1.0, abs=0.01)
 
@@ -93,29 +93,29 @@ def refusing_server() -> Iterator[str]:
 
 
 def test_a_tracking_server_is_asked_something_real(refusing_server: str) -> None:
-    assert probe_job.mlflow(refusing_server) == {"status": 403, "says": "Invalid Host header"}
+    assert node_looks.mlflow(refusing_server) == {"status": 403, "says": "Invalid Host header"}
 
 
 def test_a_tracking_server_that_is_a_file_cannot_serve_nodes() -> None:
     with pytest.raises(ValueError, match="no address of a server"):
-        probe_job.mlflow("sqlite:////tmp/mlflow.db")
+        node_looks.mlflow("sqlite:////tmp/mlflow.db")
 
 
 def test_outside_of_slurm_its_commands_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert probe_job.scheduler() == {"scontrol": None, "sbatch": None}
+    assert node_looks.scheduler() == {"scontrol": None, "sbatch": None}
 
 
 def test_a_command_that_a_node_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("PATH", "/nowhere")
-    found = probe_job.scheduler()
+    found = node_looks.scheduler()
     assert (found["scontrol"], found["sbatch"]) == (False, False)
     assert "scontrol" in found["scontrol_says"]
 
 
 def test_a_package_that_does_not_import_is_told_with_its_error() -> None:
-    found = probe_job.imports({"pydantic": "pydantic", "torch": "no_such_module"})["packages"]
+    found = node_looks.imports({"pydantic": "pydantic", "torch": "no_such_module"})["packages"]
     assert found["pydantic"]["version"]
     assert "no_such_module" in found["torch"]["error"]
     assert json.dumps(found)

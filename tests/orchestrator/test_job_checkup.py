@@ -69,7 +69,7 @@ def test_two_nodes_are_looked_at_by_real_ranks(ended: dict[str, tuple[int, str, 
     code, out, err = ended["looks"]
     assert code == 0, out + err
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
-    assert "2 nodes x 1 tasks, on n1, n2" in checks["job"]["found"]
+    assert "2 nodes x 1 task, on n1, n2" in checks["job"]["found"]
     assert checks["all-reduce"]["found"].startswith("gloo, 2 ranks, ")
     assert checks["exclusive files"]["found"] == "20 claims by 2 ranks, 20 won"
     assert checks["signals"]["found"] == "SIGUSR2 arrived"

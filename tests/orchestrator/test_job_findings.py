@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.contract import Resources
-from cluster.probe_job import NUM_CLAIMS
+from cluster.node_looks import NUM_CLAIMS
 from orchestrator.checkup import Check
 from orchestrator.job_findings import Seen, judge, profile_of
 
@@ -73,7 +73,7 @@ def test_nodes_in_order_get_one_line_for_both_and_no_advice() -> None:
     checks = told(seen(rank(0), rank(1)))
     assert {check.state for check in checks.values()} == {"ok"}
     assert not any(check.advice for check in checks.values())
-    assert checks["job"].found == "12: 2 nodes x 1 tasks, on n1, n2, began after 7 s"
+    assert checks["job"].found == "12: 2 nodes x 1 task, on n1, n2, began after 7 s"
     assert checks["node gpus"].found == "4 of 4 a node visible (H100)"
     assert checks["all-reduce"].found == "nccl, 2 ranks, 24 GB/s"
 
