@@ -216,8 +216,9 @@ def _seen(job: Job, rank: int = 0) -> dict[str, Any]:
 @pytest.fixture
 def module_files(slurm_shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module that does what many do: sets variables that Python and ours read as well."""
-    if not Path("/usr/share/modules/init/bash").exists():
-        pytest.skip("needs environment modules: apt-get install environment-modules")
+    known = ("/usr/share/modules/init/bash", "/usr/share/lmod/lmod/init/bash")
+    if not any(Path(file).exists() for file in known):
+        pytest.skip("needs environment modules or Lmod: apt-get install environment-modules")
     folder = slurm_shared / "modulefiles"
     folder.mkdir()
     (folder / "site").write_text(
@@ -225,7 +226,8 @@ def module_files(slurm_shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "setenv SITE_LOADED yes\nsetenv OMP_NUM_THREADS 1\nprepend-path PYTHONPATH /site/python\n"
     )
     monkeypatch.setenv("MODULEPATH", str(folder))
-    monkeypatch.delenv("MODULESHOME", raising=False)
+    for name in ("MODULESHOME", "LMOD_PKG"):
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 
