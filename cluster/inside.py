@@ -57,6 +57,11 @@ class Origin:
     script: Path | None
     environ: Mapping[str, str]
 
+    @property
+    def store(self) -> Path:
+        """The store that the stage lies in."""
+        return self.stage.parent.parent
+
 
 def origin_of(stage: Path, submission: int, environ: Mapping[str, str]) -> Origin | None:
     """The attempt this process belongs to; None outside of SLURM."""
@@ -94,12 +99,16 @@ def job_fields(job_id: str) -> dict[str, str] | None:
     return parse_job_fields(asked.stdout) if asked.returncode == 0 else None
 
 
-def dependents() -> list[Dependent]:
-    """Pending jobs of this user that wait for other jobs; empty where squeue does not answer."""
-    fields = "JobArrayID:|,Dependency:|"
+def dependents(store: Path | None = None) -> list[Dependent]:
+    """Pending jobs of this user that wait for other jobs; empty where squeue does not answer.
+
+    With `store`, only those of its stages: others are not ours to change.
+    """
+    fields = "JobArrayID:|,Dependency:|,WorkDir:|"
     user = str(os.geteuid())
     asked = command("squeue", "--noheader", "--states=PD", "--user", user, "--Format", fields)
-    return parse_dependents(asked.stdout) if asked.returncode == 0 else []
+    found = parse_dependents(asked.stdout) if asked.returncode == 0 else []
+    return [one for one in found if store is None or Path(one.folder).is_relative_to(store)]
 
 
 def downstream(waiting: Sequence[Dependent], jobs: Sequence[str]) -> list[Dependent]:
@@ -123,9 +132,9 @@ def wait_also_for(origin: Origin, job_id: str) -> None:
     Only to spare it a start: a job that starts too early sees that and steps back. So nothing is
     lost where scontrol does not work, or two upstream jobs write at the same moment.
     """
-    for one in dependents():
+    for one in dependents(origin.store):
         if one.waits_for(origin.job_id, kind="afterany"):
-            scontrol("update", f"JobId={one.job_id}", f"Dependency={one.and_after(job_id)}")
+            scontrol("update", f"JobId={one.name}", f"Dependency={one.and_after(job_id)}")
 
 
 def wait_instead_for(origin: Origin, job_id: str) -> None:
@@ -134,10 +143,10 @@ def wait_instead_for(origin: Origin, job_id: str) -> None:
     Where scontrol does not work, or the whole of an array is waited for, they are cancelled when
     this job ends, and submitted again by `orchestrate resume`.
     """
-    for one in dependents():
+    for one in dependents(origin.store):
         if ("afterok", origin.job_id) in one.on:
             moved = one.with_success_of(job_id, origin.job_id)
-            scontrol("update", f"JobId={one.job_id}", f"Dependency={moved}")
+            scontrol("update", f"JobId={one.name}", f"Dependency={moved}")
 
 
 def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:

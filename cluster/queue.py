@@ -186,10 +186,19 @@ _DEPENDENCY = re.compile(r"([a-z]+):(\d+(?:_(?:\d+|\*))?)[^,?]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Dependent:
-    """A pending job and what it waits for: kinds such as `afterany` and ids such as 7, 7_3, 7_*."""
+    """A pending job and what it waits for: kinds such as `afterany` and ids such as 7, 7_3, 7_*.
+
+    `folder` is where it will start; ours start in the store.
+    """
 
     job_id: str
     on: tuple[tuple[str, str], ...]
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """The id that scontrol takes: of an array that of all its tasks that wait."""
+        return self.job_id.partition("_[")[0]
 
     def waits_for(self, job_id: str, kind: str | None = None) -> bool:
         """Whether it waits for the job, or for all tasks of the array that the job is of."""
@@ -209,18 +218,17 @@ class Dependent:
 
 
 def parse_dependents(text: str) -> list[Dependent]:
-    """Read `squeue --noheader -O "JobArrayID:|,Dependency:|"`: jobs that wait for others.
+    """Read `squeue --noheader -O "JobArrayID:|,Dependency:|,WorkDir:|"`: jobs that wait for others.
 
     A dependency is printed as `afterok:7_*(unfulfilled),afterany:9(unfulfilled)`; alternatives,
     joined by `?`, and `singleton` are no conjunction of jobs and left out.
     """
     found = []
     for line in text.splitlines():
-        job_id, _, rest = line.partition("|")
-        dependency = rest.removesuffix("|").strip()
+        job_id, dependency, folder = (*line.removesuffix("|").split("|", 2), "", "")[:3]
         terms = _DEPENDENCY.findall(dependency)
         if terms and "?" not in dependency and "singleton" not in dependency:
-            found.append(Dependent(job_id=job_id.strip(), on=tuple(terms)))
+            found.append(Dependent(job_id=job_id.strip(), on=tuple(terms), folder=folder.strip()))
     return found
 
 

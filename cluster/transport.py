@@ -137,7 +137,8 @@ def give_up(origin: Origin, *, failed: bool) -> None:
         return
     unwanted = [queued.job_id]
     if failed:
-        unwanted += [one.job_id for one in downstream(dependents(), [origin.job_id, queued.job_id])]
+        ours = downstream(dependents(origin.store), [origin.job_id, queued.job_id])
+        unwanted += [one.job_id for one in ours]
     successor.take_back(origin, queued, unwanted)
 
 

@@ -119,21 +119,22 @@ def test_the_transport_follows_from_what_the_site_says_of_itself(
     assert str(choose_transport(known, profile, wanted)) == says
 
 
-# As squeue 22.05.8 printed them for -O "JobArrayID:|,Dependency:|".
+# As squeue 22.05.8 printed them for -O "JobArrayID:|,Dependency:|,WorkDir:|".
 WAITING = """\
-6|afterany:3(unfulfilled),afterany:4(unfulfilled),afterany:5_*(unfulfilled)|
+6|afterany:3(unfulfilled),afterany:4(unfulfilled),afterany:5_*(unfulfilled)|/store/a|b|
 7|afterok:5_*(unfulfilled),afterok:3(unfulfilled)|
 9_[0]|afternotok:5_0(unfulfilled)|
-12|(null)|
+12|(null)|/store|
 13|afterok:3(unfulfilled)?afterok:4(unfulfilled)|
 14|singleton(unfulfilled)|
-15|afterany:6(unfulfilled)|
+15|afterany:6(unfulfilled)|/home/ann|
 """
 
 
 def test_jobs_that_wait_for_others_are_read_from_squeue() -> None:
     found = {one.job_id: one for one in parse_dependents(WAITING)}
     assert set(found) == {"6", "7", "9_[0]", "15"}
+    assert (found["6"].folder, found["7"].folder) == ("/store/a|b", "")
     assert found["6"].waits_for("4") and found["6"].waits_for("5_1", kind="afterany")
     assert not found["6"].waits_for("50") and not found["7"].waits_for("3", kind="afterany")
     assert found["6"].and_after("21_4") == "afterany:3,afterany:4,afterany:5,afterany:21"
