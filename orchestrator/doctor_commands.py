@@ -9,7 +9,7 @@ from typing import IO, Annotated
 
 import typer
 
-from orchestrator.arguments import Json, Overrides, StoreOption, Target, open_store
+from orchestrator.arguments import Json, Overrides, StoreOption, Target, confirm, open_store
 from orchestrator.store import SCHEMA_VERSION
 
 
@@ -115,11 +115,8 @@ def drill(
     hit = find_target(run_id, stage, chosen, executor)
     saved = f"its checkpoint is of step {hit.saved}" if hit.saved else "it has no checkpoint yet"
     about = f"{run_id}:{stage} runs on {', '.join(hit.hosts)} at step {hit.step}; {saved}."
-    question = f"{about} This will {describe(wanted[0], hit)}."
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UnknownName(f"{question} Say --yes, because nobody can be asked here")
-        typer.confirm(f"{question} Do it?", abort=True, err=True)
+    told = f"{about} This will {describe(wanted[0], hit)}."
+    confirm(told, "Do it?", "say --yes to do it", yes=yes, ask=not as_json)
     did = inflict(wanted[0], hit)
     with one_line(sys.stderr) as say:
         report = follow(wanted[0], did, hit, chosen, executor, say, patience_seconds=60 * patience)

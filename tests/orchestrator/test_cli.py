@@ -20,7 +20,8 @@ Invoke = Callable[..., Result]
 
 COMMANDS = (
     *("validate", "plan", "submit", "status", "logs"),
-    *("why", "resume", "retry", "cancel", "list", "ui", "sync", "lineage", "doctor", "schema"),
+    *("why", "resume", "retry", "cancel", "list", "ui", "sync", "lineage", "doctor", "drill"),
+    "schema",
 )
 
 RECIPE = """\

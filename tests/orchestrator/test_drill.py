@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from cluster import fsio
 from cluster.contract import Executor, JobHandle, JobRequest, Resources
+from cluster.executors import EXECUTORS
 from cluster.slurm import SlurmExecutor
+from orchestrator.cli import app
 from orchestrator.handover import Order, hand_over
 from orchestrator.store import Store
+from tests.orchestrator.fabricated import FabricatedRun
 from tests.slurm_cluster import PrivateSlurm
 
 REPOSITORY = Path(__file__).parents[2]
@@ -202,7 +206,8 @@ def test_without_yes_and_without_a_terminal_nothing_is_done(
         check=False,
     )
     assert done.returncode == 2
-    assert "kill every process of the ranks on n2. Say --yes" in done.stderr
+    assert "kill every process of the ranks on n2." in done.stderr
+    assert "nothing was done: say --yes to do it" in done.stderr
 
 
 _OWNER = """\
@@ -243,3 +248,22 @@ def test_drills_work_on_this_machine_without_a_scheduler(tmp_path: Path) -> None
             assert report["came_back"]
             assert report["attempt"] == f"s001r{restart:03d}"
             assert report["did"].startswith("kill -")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "which fault? Name one of --preempt, --timeout, --kill-node, --hang"),
+        (["--hang", "--timeout"], "which fault?"),
+        (["--hang", "--yes"], "demo-0123abcd:pretrain does not run; no stage of it does"),
+    ],
+)
+def test_a_drill_needs_one_fault_and_a_stage_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    FabricatedRun(tmp_path)
+    monkeypatch.setitem(EXECUTORS, "fake", "tests.orchestrator.fabricated:FakeExecutor")
+    words = ["drill", "demo:pretrain", *words, "--store", str(tmp_path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert told in result.stderr
