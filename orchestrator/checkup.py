@@ -21,6 +21,7 @@ from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from cluster.doctor import SlurmFacts
+    from cluster.site import SiteProfile
 
 State = Literal["ok", "warning", "failed"]
 
@@ -137,6 +138,8 @@ def _use_of_store(folder: Path) -> Iterator[Check]:
 def _scheduler(store: Path, partition: str | None) -> Iterator[Check]:
     from cluster.contract import SchedulerError
     from cluster.doctor import has_gpus, slurm_facts
+    from cluster.site import read_profile
+    from cluster.transport import choose_transport
 
     if shutil.which("sbatch") is None:
         yield Check(name="slurm", state="ok", found="none here: recipes run with cluster=local")
@@ -153,7 +156,10 @@ def _scheduler(store: Path, partition: str | None) -> Iterator[Check]:
     yield Check(name="slurm", state="ok", found=f"{facts.version} ({facts.cluster})")
     yield from scheduler_checks(facts, partition)
     yield Check(name="gpus", state="ok", found=gpus)
-    yield _profile(store, facts.cluster)
+    profile = read_profile(store, facts.cluster)
+    found = str(choose_transport(facts, profile))
+    yield Check(name="next attempt", state="ok", found=found)
+    yield _profile(profile)
 
 
 def scheduler_checks(facts: SlurmFacts, partition: str | None = None) -> Iterator[Check]:
@@ -241,11 +247,8 @@ def _time_to_save(facts: SlurmFacts) -> Check:
     )
 
 
-def _profile(store: Path, cluster: str) -> Check:
+def _profile(profile: SiteProfile | None) -> Check:
     """What a job on the nodes found earlier."""
-    from cluster.site import read_profile
-
-    profile = read_profile(store, cluster)
     if profile is None:
         found = "not looked at yet: `orchestrate doctor --job` does, in a minute"
         return Check(name="nodes", state="ok", found=found)
