@@ -75,7 +75,8 @@ waits 6 s here (`cred_expire=5`; 121 s with SLURM's default). *Signal* is a grac
 _NOTES = """
 - `scancel -s` sends USR2, with accounting TERM, to the ranks. A plain `scancel` is a user's own
   cancel: the stage ends, what waits for it is cancelled, nothing stays pending (last table).
-- *time limit* is one minute, with a warning of 20 s; SLURM sends it up to 30 s early.
+- *time limit* has a warning of 20 s, which SLURM sends up to 30 s early; how many minutes it has
+  follows from what the undisturbed run took to start.
 - *slurmd killed* and *node set down* hit the node of the batch script, with accounting the other
   one. The ranks of a killed slurmd live on until SLURM notices: `SlurmdTimeout` is 20 s here.
 - *slurmctld restarted*: gone for three seconds; the ranks do not notice.
@@ -110,7 +111,8 @@ def _when(lines: Iterable[Line]) -> str:
     known = list(lines)
     if not known:
         return ""
-    times, loads = sorted(line["at"] for line in known), sorted(line["load"] for line in known)
+    times = sorted(line["at"] for line in known)
+    loads = sorted(line["load"] for line in known if "load" in line) or ["unknown"]
     return (
         f"Run from {times[0]} to {times[-1]}, with a load of {loads[0]} to {loads[-1]} on"
         f" {os.cpu_count()} processors."
