@@ -39,7 +39,7 @@ def test_a_stage_that_goes_on_in_another_job_is_one_stage_for_every_command(
     waiting = shell.start("submit", recipe, chosen, "--wait")
     assert waiting.stdout is not None
     while "videos: running" not in waiting.stdout.readline():
-        assert waiting.poll() is None
+        assert waiting.poll() is None, waiting.communicate()
     slurm_here.wait_for(lambda: _running(shell) != "", 120)
     first = _running(shell)
     (start,) = shell.folder.glob("store/stages/index-*/attempts/s001r000/start.json")
