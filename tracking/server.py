@@ -30,7 +30,7 @@ from tracking.redact import scrub
 DEFAULT_PORT = 5000
 # Without the mode, the UI opens with its pages for language models.
 RUNS_PAGE = "#/experiments?workflowType=machine_learning"
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
 
 

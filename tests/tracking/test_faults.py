@@ -68,7 +68,7 @@ def test_a_server_killed_at_the_start_in_the_middle_and_at_the_end_has_every_poi
     mortal.kill()
     stage.metrics("s001r000", range(31, 35), train__loss=_loss)
     stage.end("s001r000", "preempted", 20, 75)
-    assert not first.finish()
+    assert not first.finish(300)
 
     failures = _failures(stage)
     stage.start("s001r001")
@@ -81,7 +81,7 @@ def test_a_server_killed_at_the_start_in_the_middle_and_at_the_end_has_every_poi
     mortal.kill()
     stage.metrics("s001r001", range(46, 51), late=900.0, train__loss=_loss)
     stage.end("s001r001", "failed", 50, 72, cause="diverged", message="the loss is NaN")
-    assert not second.finish()
+    assert not second.finish(300)
 
     mortal.start()
     assert sync_run(pipeline.store, run_id).problems == ()

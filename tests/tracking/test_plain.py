@@ -37,7 +37,7 @@ stage.metrics("s001r000", range(5))
 stage.result("s001r000", {}, {}, 4)
 stage.end("s001r000", "succeeded", 4)
 if box:
-    box.finish()
+    box.finish(300)
 os._exit(0)
 """
 

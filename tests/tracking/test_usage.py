@@ -55,7 +55,7 @@ def test_what_was_sampled_without_a_server_arrives_with_the_next_sync(
         fsio.append_json_line(stage.path / usage.FILE, line)
     stage.result("s001r000", {}, {}, 1)
     stage.end("s001r000", "succeeded", 1)
-    assert process.finish()
+    assert process.finish(300)
     for _ in range(2):
         assert sync_run(pipeline.store, run_id).problems == ()
         client = MlflowClient(sqlite_uri)
