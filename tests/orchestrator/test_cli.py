@@ -351,7 +351,7 @@ def test_a_scheduler_that_refuses_is_a_problem_of_the_site(
 ) -> None:
     result = orchestrate("submit", recipe)
     assert result.exit_code == 3
-    assert result.stderr.startswith("error: not in this test")
+    assert result.stderr == "error: stage videos: not in this test; nothing was submitted\n"
     status = json.loads(orchestrate("status", "--json").stdout)
     assert status["stages"][0]["reason"] == "the scheduler refused the job"
 
