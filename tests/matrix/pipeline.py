@@ -196,11 +196,14 @@ def _judge(
 
 
 def _not_cancelled(run: CommandLine) -> list[str]:
-    """A user's own cancel ends the stage and all that waits for it."""
+    """A user's own cancel ends the stage and all that waits for it.
+
+    `status` calls it lost, as nobody has told it who cancelled: `orchestrate cancel` does.
+    """
     return [
         f"{name} is {stage['status']} after a cancel: {stage['reason']}"
         for name, stage in run.status().items()
-        if name in STAGES and stage["status"] not in ("cancelled", "blocked")
+        if name in STAGES and stage["status"] not in ("cancelled", "lost", "blocked")
     ]
 
 
