@@ -210,14 +210,15 @@ def run_case(
 # -- table -------------------------------------------------------------------------------------
 
 
-def table(results: Results) -> str:
+def table(results: Results, loads: str) -> str:
     """All results as Markdown."""
     peers = [peer for peer in PEERS if any(name == peer.name for name, _ in results)]
     lines = [
         "# The same chain by orchestrate and by others",
         "",
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f},"
-        " SLURM 22.05.8, `python benchmarks/peers.py`. Four stages of 3 s, two after each other.",
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs, {loads},"
+        " SLURM 22.05.8, `python benchmarks/peers.py`. Four stages of 3 s, two after each other;"
+        " each case once.",
         "",
         "| tool | submit returns | chain done | scheduler commands | |",
         "|---|---|---|---|---|",
@@ -268,7 +269,7 @@ def main() -> int:
         envs.mkdir(parents=True, exist_ok=True)
         for peer in peers:
             _run_peer(peer, options.cases, envs, kept)
-    text = table(read_results(kept))
+    text = table(read_results(kept), _loads(kept))
     print(text)
     (options.out / "peers.md").write_text(text, encoding="utf-8")
     return 0
@@ -289,6 +290,17 @@ def _run_peer(peer: Peer, cases: Sequence[str], envs: Path, kept: Path) -> None:
             stream.write(json.dumps(line) + "\n")
         told = result if isinstance(result, str) else result.told()
         print(f"{peer.name}, {name}: {told}", flush=True)
+
+
+def _loads(kept: Path) -> str:
+    """How busy the machine was, in the good times that are timed and in the others."""
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    timed = [line["load"] for line in lines if line["case"] == "happy"] or [0.0]
+    whole = [line["load"] for line in lines]
+    return (
+        f"load {min(timed):.0f} to {max(timed):.0f} where it is timed, else"
+        f" {min(whole):.0f} to {max(whole):.0f}"
+    )
 
 
 def read_results(kept: Path) -> Results:
