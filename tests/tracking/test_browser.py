@@ -62,7 +62,7 @@ def test_the_views_of_an_experiment_show_what_people_look_for(walk: Walk) -> Non
     assert {"pretrain", "probe", "succeeded"} <= set(stages)
     assert "4 matching runs" in walk.texts["stages"]  # without the pipeline itself
     results = walk.texts["results"].splitlines()
-    assert {"probe", "linear probe", "top1", "R_at_1"} <= set(results)
+    assert {"probe", "linear probe", "top1"} <= set(results)
     assert "pretrain" not in results
 
 

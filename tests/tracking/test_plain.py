@@ -31,7 +31,7 @@ import mlflow
 
 mlflow.log_metric("mine", 0.25, step=3)
 mlflow.log_param("trick", "on")
-mlflow.log_text("seen", "notes/own.txt") if box and os.environ.get("MLFLOW_RUN_ID") else None
+mlflow.log_text("seen", "notes/own.txt") if os.environ["MLFLOW_TRACKING_URI"] == uri else None
 stage = Stage(folder, "pretrain", "pretrain", fsio.read_json(folder / "stage.json")["key"])
 stage.metrics("s001r000", range(5))
 stage.result("s001r000", {}, {}, 4)
