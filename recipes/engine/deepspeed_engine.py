@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from recipes.data.loader import Batch
 from recipes.engine import (
@@ -23,12 +22,12 @@ from recipes.engine import (
     modes,
     optim,
     out_of_memory,
-    reduction,
 )
 from recipes.engine.config import TrainFields
 from recipes.engine.contract import Trainable
 from recipes.engine.ds_config import ds_config
 from recipes.engine.loss_scale import LossScale
+from recipes.engine.reduction import Overlapped
 
 
 def start(
@@ -48,8 +47,9 @@ def start(
     modes.prepare(model, config, world_size)
     with out_of_memory.explained(config, world_size):
         loss = _Loss(model).to(device)
-        whole = config.zero_stage == 0 and world_size > 1
-        module = reduction.overlapped(loss) if whole else loss
+        module: nn.Module = loss
+        if config.zero_stage == 0 and world_size > 1:
+            module = Overlapped(loss, config.deepspeed.communication_data_type or "fp32")
         optimizer = optim.build(groups, config.optimizer, config.batch_size)
         raw, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     return Engine(raw, loss, config, groups)
@@ -110,8 +110,8 @@ class Engine:
 
         `leave` gets what that returned where the pass goes on.
         """
-        if isinstance(self.raw.module, DistributedDataParallel):
-            reduction.announce(self.raw.module, enter)
+        if isinstance(self.raw.module, Overlapped):
+            self.raw.module.last = enter
             return
         reduce = self.raw.allreduce_gradients
 
@@ -209,7 +209,7 @@ class Engine:
     def _reduced_at_the_end(self) -> AbstractContextManager[None]:
         """Gradients of micro-batches before a step's last stay with their ranks."""
         module, last = self.raw.module, self.raw.is_gradient_accumulation_boundary()
-        if isinstance(module, DistributedDataParallel) and not last:
+        if isinstance(module, Overlapped) and not last:
             return module.no_sync()
         return nullcontext()
 

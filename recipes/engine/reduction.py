@@ -11,38 +11,51 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+_HOOKS: dict[str, Callable[..., Future[Tensor]]] = {
+    "fp32": default_hooks.allreduce_hook,
+    "fp16": default_hooks.fp16_compress_hook,
+    "bf16": default_hooks.bf16_compress_hook,
+}
 
-def overlapped(module: nn.Module) -> DistributedDataParallel:
-    """The module with its gradients averaged in buckets, each as soon as it is complete.
+
+class Overlapped(DistributedDataParallel):
+    """A module with its gradients averaged in buckets, each as soon as it is complete.
 
     Buffers stay as each rank has them, as in the other stages, and weights are made equal by
     DeepSpeed. Parameters that had no part in a loss are looked for at every step: methods have
     some, and only then PyTorch leaves the buckets as they were made. It would otherwise arrange
     them anew behind the first step of a process, and as the order in which ranks are summed depends
     on a number's place in its bucket, a resumed training would differ in the last bit.
+
+    Attributes:
+        last: called when the last bucket is complete: what follows only waits for other ranks.
+
+    Args:
+        module: gives a loss.
+        dtype: in which gradients travel.
     """
-    warnings.filterwarnings("ignore", ".*find_unused_parameters=True was specified.*")
-    # Its replacement would still make buffers equal at the start.
-    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated.*", FutureWarning)
-    return DistributedDataParallel(
-        module,
-        init_sync=False,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-        gradient_as_bucket_view=True,
-    )
 
+    def __init__(self, module: nn.Module, dtype: str = "fp32") -> None:
+        warnings.filterwarnings("ignore", ".*find_unused_parameters=True was specified.*")
+        # Its replacement would still make buffers equal at the start.
+        warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated.*", FutureWarning)
+        super().__init__(
+            module,
+            init_sync=False,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )
+        self.last: Callable[[], Any] = lambda: None
+        average = _HOOKS[dtype]
 
-def announce(module: DistributedDataParallel, last: Callable[[], Any]) -> None:
-    """Have `last` called when the last bucket is complete: what follows only waits for others."""
+        def told(state: None, bucket: GradBucket) -> Future[Tensor]:
+            if bucket.is_last():
+                self.last()
+            return average(None, bucket)
 
-    def reduce(state: None, bucket: GradBucket) -> Future[Tensor]:
-        if bucket.is_last():
-            last()
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
-
-    module.register_comm_hook(None, reduce)
+        self.register_comm_hook(None, told)

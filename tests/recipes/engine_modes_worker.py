@@ -200,9 +200,10 @@ def trains(world_size: int, stage: int, offload: str, optimizer: str) -> dict[st
     return {"norms": norms, "finite": finite, "weights": run.weights()}
 
 
-def branches(world_size: int) -> dict[str, Any]:
-    """One step in which ranks use different parameters, without an optimizer that moves all."""
-    run = Run(Branching(), settings(world_size, optimizer={"name": "sgd"}), numbers)
+def branches(world_size: int, **keys: Any) -> dict[str, Any]:
+    """Gradients of a step in which ranks use different parameters."""
+    config = settings(world_size, optimizer={"name": "sgd"}, deepspeed=keys)
+    run = Run(Branching(), config, numbers)
     run.gradient(0)
     gradients = {name: p.grad for name, p in run.model.named_parameters()}
     return {name: None if g is None else g.clone() for name, g in gradients.items()}
@@ -374,6 +375,7 @@ def zero_cases(world_size: int) -> Cases:
     found: Cases = {
         "synchronized 3": lambda: synchronized(world_size, zero_stage=3),
         "branches": lambda: branches(world_size),
+        "branches bf16": lambda: branches(world_size, communication_data_type="bf16"),
     }
     for stage, offload in SOME_STAGES:
         how = (world_size, stage, offload)

@@ -198,6 +198,14 @@ def test_a_parameter_that_only_one_rank_uses_gets_its_share_of_the_gradient(foun
         torch.testing.assert_close(got["body.weight"], first["body.weight"], rtol=0, atol=0)
 
 
+def test_gradients_may_travel_as_half_numbers_in_stage_0(found):
+    for got in found[2]:
+        whole, half = got["branches"]["body.weight"], got["branches bf16"]["body.weight"]
+        assert not torch.equal(whole, half)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, whole, rtol=2e-2, atol=1e-3)
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_method_in_pieces_learns_the_same(found):
     for got in found[2]:
