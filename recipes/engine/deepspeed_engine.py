@@ -27,7 +27,7 @@ from recipes.engine.config import TrainFields
 from recipes.engine.contract import Trainable
 from recipes.engine.ds_config import ds_config
 from recipes.engine.loss_scale import LossScale
-from recipes.engine.reduction import Overlapped
+from recipes.engine.reduction import Reduction
 
 
 def start(
@@ -47,11 +47,8 @@ def start(
     modes.prepare(model, config, world_size)
     with out_of_memory.explained(config, world_size):
         loss = _Loss(model).to(device)
-        module: nn.Module = loss
-        if config.zero_stage == 0 and world_size > 1:
-            module = Overlapped(loss, config.deepspeed.communication_data_type or "fp32")
         optimizer = optim.build(groups, config.optimizer, config.batch_size)
-        raw, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        raw, _, _, _ = deepspeed.initialize(model=loss, optimizer=optimizer, config=settings)
     return Engine(raw, loss, config, groups)
 
 
@@ -64,12 +61,16 @@ class Engine:
         self.raw = raw
         self._loss, self._config = loss, config
         self._ratios = [group.lr_ratio for group in groups]
+        self._parameters = [p for group in groups for p in group.params]
         self._scale = LossScale(config.loss_scale) if config.precision == "fp16" else None
         # In ZeRO 1 to 3 DeepSpeed's own scalers have the scaled gradient clipped, never hear of an
         # overflow and may grow between two groups of one step; see `ds_config`.
         raw.torch_autocast_z0_gradscaler = None
-        # In stage 0 see `reduction`; a rank that is alone would copy all gradients for nothing.
         raw.enable_backward_allreduce = config.zero_stage > 0
+        self._reduction: Reduction | None = None
+        if config.zero_stage == 0 and distributed.world_size() > 1:
+            dtype = config.deepspeed.communication_data_type or "fp32"
+            self._reduction = Reduction(self.model.parameters(), dtype)
         if config.zero_stage:
             raw.optimizer.torch_autocast_gradscaler = None
 
@@ -98,11 +99,15 @@ class Engine:
         Raises:
             OutOfMemoryError: as every other call that computes.
         """
-        with self._explained(), self._reduced_at_the_end():
+        with self._explained():
             loss = self.raw(batch)
             if between is not None:
                 between()
+            if self._reduction is not None:
+                self._reduction.expect(last=self.raw.is_gradient_accumulation_boundary())
             self.raw.backward(self._scaled(loss))
+            if self._reduction is not None:
+                self._reduction.finish()
         return loss.detach(), self._loss.metrics
 
     def announce_reduction(self, enter: Callable[[], Any], leave: Callable[[Any], Any]) -> None:
@@ -110,8 +115,8 @@ class Engine:
 
         `leave` gets what that returned where the pass goes on.
         """
-        if isinstance(self.raw.module, Overlapped):
-            self.raw.module.last = enter
+        if self._reduction is not None:
+            self._reduction.on_last = enter
             return
         reduce = self.raw.allreduce_gradients
 
@@ -206,15 +211,8 @@ class Engine:
         if self._config.zero_stage == 3:
             full_weights.make_plain(self.model, self.raw.optimizer)
 
-    def _reduced_at_the_end(self) -> AbstractContextManager[None]:
-        """Gradients of micro-batches before a step's last stay with their ranks."""
-        module, last = self.raw.module, self.raw.is_gradient_accumulation_boundary()
-        if isinstance(module, Overlapped) and not last:
-            return module.no_sync()
-        return nullcontext()
-
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
+        return [p.grad for p in self._parameters if p.grad is not None]
 
     def _scaled(self, loss: Tensor) -> Tensor:
         """What to derive; ZeRO scales by itself, and heeds that in the norm and in clipping."""

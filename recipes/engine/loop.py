@@ -150,11 +150,11 @@ class _Training:
         if self._step < self._total:
             self._saver.check_space()
         micro_batches = iter(self._source)
+        self._engine.train_mode()
         while True:
             self._end_epoch()
             if self._step >= self._total:
                 break
-            self._engine.train_mode()
             self._run_step(micro_batches)
         self._at("idle")
         self._finish_weights()
@@ -323,6 +323,7 @@ class _Training:
                 metrics = self._on_epoch(math.ceil(self._step / self._source.steps_per_epoch))
         except Preempted:
             raise self._stopped() from None
+        self._engine.train_mode()
         self._evaluated = self._step
         if metrics:
             self._ctx.log_metrics(self._step, metrics)
