@@ -12,6 +12,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.credentials import hide_in_addresses, looks_secret
+
 # Where programs and libraries are found, who the user is, how text is encoded. No variable that
 # usually holds a credential: tokens reach a job through files the job reads itself.
 _NAMES = frozenset(
@@ -37,11 +39,6 @@ _LOCAL_NAMES = frozenset(
 )
 PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(
-    r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|(?:API|ACCESS|PRIVATE|ACCOUNT|SSH|AUTH)_?KEY"
-    r"|(?:^|_)(?:PWD|PAT|AUTH|KEY|DSN|JWT)(?:_|$)"
-)
-_PASSWORD_IN_ADDRESS = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 # What is decided for each job, rank or attempt, and must not come from a file for all of them.
 _OURS = ("SLURM_", "SBATCH_", "ORCHESTRATE_", "LD_", "PYTHON")
 _OURS_WHOLE = frozenset({"PATH", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
@@ -73,13 +70,8 @@ def passed_on(
         and _NAME.fullmatch(name)
         and not looks_secret(name)
         and environ[name].isprintable()
-        and not _PASSWORD_IN_ADDRESS.search(environ[name])
+        and hide_in_addresses(environ[name]) == environ[name]
     }
-
-
-def looks_secret(name: str) -> bool:
-    """Whether a variable of that name usually holds a credential."""
-    return _SECRET.search(name.upper()) is not None
 
 
 def read_env_file(path: Path) -> dict[str, str]:

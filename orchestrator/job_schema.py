@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from cluster.batch import EXTRA_KEYS
 from cluster.contract import GpuRequest, Resources
-from cluster.environment import PATTERN, looks_secret
+from cluster.credentials import looks_secret
+from cluster.environment import PATTERN
 from cluster.executors import EXECUTORS
 from orchestrator.env_schema import EnvSpec, Line, Place, environment_of
 from orchestrator.errors import nearest

@@ -8,12 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-HIDDEN = "[hidden]"
-_SECRET = re.compile(
-    r"token|secret|passw|credential|(^|[_\-.])(key|auth)$|[a-z][_\-.]pwd$|(api|access|private)_?key"
-)
-_URL_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s:@]*:[^/\s@]*@")
-_HARMLESS = re.compile(r"(^|[_\-.])stage_?key$|^orchestrate\.")
+from cluster.credentials import HIDDEN, hide_in_addresses, looks_secret
+
 _PAIR = re.compile(
     r"(?P<key>[A-Za-z0-9_.\-]+)(?P<sign>\s*[:=]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,{}\[\]]+)"
 )
@@ -21,15 +17,9 @@ _NUMBER = re.compile(r"[-+0-9.e]+|true|false|null")
 _MIN_SECRET = 8  # shorter values of the environment would hide ordinary words
 
 
-def looks_secret(key: str) -> bool:
-    """Whether a key names something nobody else should read; our own stage keys do not."""
-    lowered = key.lower()
-    return bool(_SECRET.search(lowered)) and not _HARMLESS.search(lowered)
-
-
 def scrub(text: str) -> str:
     """Hide credentials in URLs and every value of a secret-looking environment variable."""
-    text = _URL_CREDENTIALS.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = hide_in_addresses(text)
     for name, value in os.environ.items():
         if len(value) >= _MIN_SECRET and looks_secret(name):
             text = text.replace(value, HIDDEN)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from cluster.environment import EnvFileError, looks_secret, passed_on, read_env_file
+from cluster.credentials import HIDDEN
+from cluster.environment import EnvFileError, passed_on, read_env_file
+from tracking.redact import redacted, redacted_words
 
 SHELL = {
     "PATH": "/bin",
@@ -46,11 +49,34 @@ def test_a_job_gets_what_is_asked_for_by_name_or_prefix_and_no_credential() -> N
         ("MONKEY_BUSINESS", False),
         ("KEYBOARD", False),
         ("AUTHOR", False),
+        ("KEYCLOAK_URL", False),
         ("SLURM_JWT", True),
+        ("GH_PAT", True),
+        ("PASSPHRASE", True),
+        ("COOKIE", True),
+        ("DB_DSN", True),
+        ("DB_PASS", True),
+        ("BEARER", True),
+        ("AUTHORIZATION", True),
+        ("SIGNING_KEY_PEM", True),
+        ("hf_token", True),
+        ("key", True),
+        ("PWD", False),
+        ("stage_key", False),
+        ("orchestrate.stage_key", False),
+        ("keyframe", False),
+        ("key_momentum", False),
+        ("pass_env", False),
+        ("patience", False),
+        ("lr", False),
     ],
 )
-def test_credentials_are_known_by_their_names(name: str, secret: bool) -> None:
-    assert looks_secret(name) is secret
+def test_jobs_and_records_agree_on_what_a_credential_is(name: str, secret: bool) -> None:
+    if re.fullmatch(r"\w+", name):
+        assert passed_on({name: "geheim"}, also=[name]) == ({} if secret else {name: "geheim"})
+    shown = HIDDEN if secret else "geheim"
+    assert redacted({name: "geheim"}) == {name: shown}
+    assert redacted_words([f"+vars.{name}=geheim"]) == [f"+vars.{name}={shown}"]
 
 
 def _private(tmp_path: Path, text: str, mode: int = 0o600) -> Path:
