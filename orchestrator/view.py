@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +37,12 @@ STYLES = {
     Status.CANCELLED: "magenta",
 }
 _UNBOUNDED_WIDTH = 10_000
+# What is written in sentences or lists may be folded on a narrow terminal; a name, an id or a
+# number never, because nobody can read or copy a piece of one.
+_FREE_TEXT = frozenset({"found", "advice", "why", "after", "details", "about"})
+_NARROWEST_TEXT = 14
+_CAN_BE_MISSED = ("key", "kind")  # `--json` has them
+_GAP = 2
 Cell: TypeAlias = str | Text
 
 
@@ -50,17 +58,58 @@ def emit(view: RenderableType, stream: IO[str]) -> None:
     stream.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Columns:
     """A table without lines; columns that are empty in every row are left out."""
     cells = [list(row) for row in rows]
     kept = [n for n in range(len(columns)) if any(str(row[n]) not in ("", "-") for row in cells)]
-    view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for n in kept:
-        last = n == kept[-1]
-        view.add_column(columns[n], overflow="fold", no_wrap=not last)
-    for row in cells:
-        view.add_row(*(one if isinstance(one := row[n], Text) else escape(one) for n in kept))
-    return view
+    return Columns(
+        names=tuple(columns[n] for n in kept), rows=[[row[n] for n in kept] for row in cells]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """A table that fits a terminal: texts are folded, then columns left out that can be missed.
+
+    Where that is not enough, it is wider than the terminal, which breaks its lines.
+    """
+
+    names: tuple[str, ...]
+    rows: Sequence[Sequence[Cell]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = list(self.names)
+        for spare in _CAN_BE_MISSED:
+            if self._least(names) > options.max_width and spare in names:
+                names.remove(spare)
+        yield self._drawn(names, options.max_width)
+
+    def _drawn(self, names: Sequence[str], width: int) -> Table:
+        least = self._least(names)
+        view = Table(
+            box=None,
+            pad_edge=False,
+            padding=(0, _GAP, 0, 0),
+            header_style="dim",
+            width=least if least > width else None,
+        )
+        for name in names:
+            free = name in _FREE_TEXT
+            view.add_column(name, overflow="fold", no_wrap=not free, min_width=self._needed(name))
+        places = [self.names.index(name) for name in names]
+        for row in self.rows:
+            view.add_row(*(one if isinstance(one := row[n], Text) else escape(one) for n in places))
+        return view
+
+    def _least(self, names: Sequence[str]) -> int:
+        """Characters a line takes at least; nothing stands behind the last gap."""
+        return sum(self._needed(name) + _GAP for name in names)
+
+    def _needed(self, name: str) -> int:
+        place = self.names.index(name)
+        cells = (cell_len(str(row[place])) for row in self.rows)
+        widest = max(cell_len(name), *cells, 0)
+        return min(widest, _NARROWEST_TEXT) if name in _FREE_TEXT else widest
 
 
 def plan_view(plan: Plan, executor: str, transport: Transport | None = None) -> RenderableType:

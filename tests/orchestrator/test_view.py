@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 
 from cluster import fsio
 from cluster.contract import Phase
+from orchestrator.checkup import Check
 from orchestrator.decision import Status
 from orchestrator.endings import Decided
 from orchestrator.explain import Told
 from orchestrator.live import Lines, display, share
 from orchestrator.status import RunStatus, StageStatus, read_status
 from orchestrator.status_view import details, progress_text, status_view
-from orchestrator.view import duration, emit, names, runs_view, short_job, table
+from orchestrator.view import checks_view, duration, emit, names, runs_view, short_job, table
 from tests.orchestrator.fabricated import FAILED, FabricatedRun, FakeExecutor
 
 PROGRESS = {
@@ -318,3 +320,24 @@ def test_a_fan_in_does_not_fill_the_screen() -> None:
     parts = [f"index-k400/part-{n:03}" for n in range(16)]
     assert names(["pretrain", *parts, "probe"]) == "pretrain, index-k400/part-*, probe"
     assert names(parts[:1]) == "index-k400/part-000"
+
+
+def test_80_columns_fold_texts_and_leave_names_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    said = "a long text that goes on and on " * 4
+    checks = [Check(name="node packages", state="warning", found=said, advice=said)]
+    shown = io.StringIO()
+    columns = ["stage", "kind", "action", "nodes x ranks", "time", "after", "key", "why"]
+    row = ["index-motion", "index", "resume", "1 x 1", "24:00:00", "pretrain", "0123abcd", said]
+    for view in (checks_view(checks), table(columns, [row])):
+        stream = Terminal()
+        emit(view, stream)
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+        assert max(map(len, lines.splitlines())) <= 80
+        shown.write(lines)
+    for whole in ("node packages", "warning", "advice", "index-motion", "resume", "24:00:00"):
+        assert whole in shown.getvalue()
+    assert shown.getvalue().count("goes") == 3 * 4
+    assert "0123abcd" not in shown.getvalue()
