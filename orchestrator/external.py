@@ -44,17 +44,18 @@ def registered_encoders(store: Store, uri: str | None) -> Callable[[str], Regist
         uri: the recipe's server; by default the database in the store.
 
     Raises (the function):
-        TrackingError: MLflow is out of reach, has no such model, or it is no encoder.
+        TrackingError: MLflow is out of reach, has no such model (`AskedWrongly`), or it is no
+            encoder.
     """
 
     def find(reference: str) -> RegisteredEncoder:
         from cluster import fsio
-        from tracking.backend import connect
+        from tracking.backend import connect_to_ask
         from tracking.registry import fetch, resolve
         from tracking.server import default_uri
 
         server = uri or default_uri(store.root)
-        model = resolve(connect(server), reference)
+        model = resolve(connect_to_ask(server), reference)
         stage = _stage_of(store, model)
         if stage is not None:
             return RegisteredEncoder(stage=stage, sha256=model.sha256, model_id=model.model_id)

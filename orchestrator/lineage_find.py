@@ -27,8 +27,8 @@ def find_items(store: Store, ancestry: Ancestry, text: str) -> Asked:
     """The items that a person names by run, stage, key, folder, file, digest or registered model.
 
     Raises:
-        UnknownName: the store has nothing of that name; the message has the nearest one.
-        TrackingError: a registered model was named and MLflow does not have it.
+        UnknownName: the store has nothing of that name; the message has what was tried.
+        TrackingError: a registered model was named; MLflow does not have it or cannot be asked.
     """
     if text.startswith(_REGISTERED):
         return _registered(store, ancestry, text)
@@ -42,7 +42,15 @@ def find_items(store: Store, ancestry: Ancestry, text: str) -> Asked:
         return Asked(ids=(text,))
     if _HEX.fullmatch(text):
         return _of_digest(ancestry, text, f"{text} is no stage key and no digest")
-    return _of_run(store, ancestry, *find_target(store, text))
+    try:
+        return _of_run(store, ancestry, *find_target(store, text))
+    except UnknownName as error:
+        if colon or store.resolve_run(text):
+            raise
+        raise UnknownName(
+            f"{text!r} is no file or folder, no stage, and no key or digest (6 to 64 hexadecimal"
+            f" digits); {error}"
+        ) from error
 
 
 def _of_run(store: Store, ancestry: Ancestry, run_id: str, stage: str | None) -> Asked:
@@ -88,10 +96,10 @@ def _of_digest(ancestry: Ancestry, digest: str, otherwise: str) -> Asked:
 def _registered(store: Store, ancestry: Ancestry, text: str) -> Asked:
     """Only MLflow knows what name and alias stand for; the digest then leads into the store."""
     from orchestrator.interface import tracking_uri
-    from tracking.backend import connect
+    from tracking.backend import connect_to_ask
     from tracking.registry import digest_of_model
 
     newest = store.run_ids()[-1:]
     uri = tracking_uri(store, newest[0] if newest else None)
-    digest = digest_of_model(connect(uri), text)
+    digest = digest_of_model(connect_to_ask(uri), text)
     return _of_digest(ancestry, digest, f"{text} (SHA-256 {digest}) was neither made nor taken")

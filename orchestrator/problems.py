@@ -7,7 +7,7 @@ from cluster.contract import SchedulerError
 from cluster.snapshot import SnapshotError
 from orchestrator.errors import RecipeErrors, Refused
 from orchestrator.naming import UnknownName
-from tracking.backend import TrackingError
+from tracking.backend import AskedWrongly, TrackingError
 
 FAILED = 1
 INVALID_INPUT = 2
@@ -18,7 +18,7 @@ def describe(error: Exception) -> tuple[int, str]:
     """Exit code and message of an error that ended a command."""
     if isinstance(error, RecipeErrors):
         return INVALID_INPUT, str(error)
-    if isinstance(error, UnknownName | RequestError | Refused):
+    if isinstance(error, UnknownName | RequestError | Refused | AskedWrongly):
         return INVALID_INPUT, f"error: {error}"
     if isinstance(error, SchedulerError | SnapshotError | TrackingError):
         return SITE_PROBLEM, f"error: {error}"

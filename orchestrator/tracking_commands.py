@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def ui(
     run: Run = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Else 5000, or the next free one.")
+        int | None, typer.Option(min=1, max=65535, help="Else 5000, or any free one.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Another address than this machine's own needs --auth and --cert.")
@@ -37,9 +37,12 @@ def ui(
 
     With an MLflow server (tracking.uri) it only says where that is.
     """
+    from orchestrator.errors import Refused
     from orchestrator.interface import bring_in, tracking_uri
     from orchestrator.naming import find_run
     from tracking.access import Access, check
+    from tracking.backend import is_server
+    from tracking.redact import scrub
     from tracking.server import serve
 
     names = tuple(name.strip() for name in allowed_hosts.split(",") if name.strip())
@@ -48,6 +51,11 @@ def ui(
     chosen = open_store(store)
     run_id = find_run(chosen, run) if run or chosen.run_ids() else None
     uri = tracking_uri(chosen, run_id)
+    if is_server(uri) and (port or access != Access()):
+        raise Refused(
+            f"{scrub(uri)} keeps these records: --port, --host, --auth, --cert, --key and"
+            " --allowed-hosts are for a server that `ui` starts itself"
+        )
     bring_in(chosen, uri)
     return serve(uri, chosen.root, access, port, say=functools.partial(print, flush=True))
 

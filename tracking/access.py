@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import fsio
-from tracking.backend import TrackingError
+from tracking.backend import AskedWrongly, TrackingError
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _USERS = """\
@@ -91,23 +91,24 @@ def check(access: Access) -> None:
     """Check that nobody reaches the UI who should not.
 
     Raises:
-        TrackingError: an address that others reach without passwords or without TLS, a certificate
-            that is not there, or passwords asked for that this environment cannot check.
+        AskedWrongly: an address that others reach without passwords or without TLS, or a
+            certificate that is not there.
+        TrackingError: passwords asked for that this environment cannot check.
     """
     for path in (access.cert, access.key):
         if path is not None and not path.is_file():
-            raise TrackingError(f"{path} is not a file: --cert and --key take PEM files")
+            raise AskedWrongly(f"{path} is not a file: --cert and --key take PEM files")
     if access.key and not access.cert:
-        raise TrackingError("--key belongs to a certificate: add --cert FILE")
+        raise AskedWrongly("--key belongs to a certificate: add --cert FILE")
     if not access.loopback and not access.auth:
-        raise TrackingError(
+        raise AskedWrongly(
             f"host {access.host!r} is not this machine's loopback address: without passwords, "
             f"whoever reaches it can read and delete every run. Keep 127.0.0.1 and use a tunnel "
             f"({tunnel(5000)}), or add --auth --cert FILE --key FILE, which start MLflow with "
             f"--app-name basic-auth behind TLS"
         )
     if not access.loopback and not access.cert:
-        raise TrackingError(
+        raise AskedWrongly(
             f"host {access.host!r} is not this machine's loopback address: over plain http, "
             f"passwords can be read on the way. Add --cert FILE --key FILE, or keep 127.0.0.1 and "
             f"let a web server on this machine that has a certificate pass requests on to it"

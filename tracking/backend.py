@@ -36,6 +36,10 @@ class TrackingError(RuntimeError):
     """The tracking server cannot be used as asked; the message says what to change."""
 
 
+class AskedWrongly(TrackingError):
+    """What was asked for does not exist or does not fit together, whatever the site is like."""
+
+
 def delivery_errors() -> tuple[type[Exception], ...]:
     """What MLflow raises when a server is away, slow or refuses; anything else is our fault."""
     from mlflow.exceptions import MlflowException
@@ -130,6 +134,22 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
+
+
+def connect_to_ask(uri: str) -> MlflowClient:
+    """A client for a question, which makes no database where there is none.
+
+    Raises:
+        AskedWrongly: the file of an embedded store is not there.
+        TrackingError: the URI cannot be used.
+    """
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise AskedWrongly(
+            f"no run has delivered anything to MLflow yet: {database} is not there; "
+            f"`orchestrate sync` delivers, and tracking.uri names a server elsewhere"
+        )
+    return connect(uri)
 
 
 def knock(uri: str) -> None:

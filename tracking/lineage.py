@@ -1,4 +1,4 @@
-"""The graph of a pipeline run, read from its folder: as text, as SVG and as a table for MLflow."""
+"""The graph of a pipeline run, read from its folder: as SVG and as a table for MLflow."""
 
 from __future__ import annotations
 
@@ -117,16 +117,6 @@ def _rank(name: str, order: Sequence[str]) -> tuple[int, int]:
 def headline(metrics: Mapping[str, float]) -> str:
     """The one number that says most, with its name; empty where there is none."""
     return next((f"{name} {figure(value)}" for name, value in key_metrics(metrics).items()), "")
-
-
-def as_text(nodes: Sequence[Node]) -> str:
-    """One line a stage, in order, with what it takes from and how it stands."""
-    width = max((len(node.name) for node in nodes), default=0)
-    lines = []
-    for node in nodes:
-        source = f"  <- {', '.join(node.upstream)}" if node.upstream else ""
-        lines.append(f"{node.name:<{width}}  {node.state.name:<9}{source}".rstrip())
-    return "\n".join(lines)
 
 
 def as_markdown(nodes: Sequence[Node], uri: str) -> str:

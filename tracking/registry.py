@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import fsio
 from tracking import recorder
-from tracking.backend import TrackingError, spoken_to
+from tracking.backend import AskedWrongly, TrackingError, spoken_to
 from tracking.redact import scrub
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ _REFERENCE = re.compile(
     r"models:/(?:(?P<model>m-[0-9a-f]{32})"
     r"|(?P<name>[^/:@'\"`\s][^/:@'\"`]*)(?:@(?P<alias>[^/:@\s]+)|/(?P<version>\d+|latest)))"
 )
+
+# What MLflow answers to a name, version or id that it does not have, and to such an alias.
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +52,14 @@ def resolve(client: MlflowClient, uri: str) -> Registered:
     """What `models:/NAME@ALIAS`, `models:/NAME/3`, `models:/NAME/latest` or `models:/m-1a2b` is.
 
     Raises:
-        TrackingError: it is none of these, or MLflow has no such model.
+        AskedWrongly: it is none of these, or MLflow has no such model.
+        TrackingError: MLflow cannot be asked.
     """
     from mlflow.exceptions import MlflowException
 
     asked = _REFERENCE.fullmatch(uri)
     if asked is None:
-        raise TrackingError(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/3 or models:/m-ID")
+        raise AskedWrongly(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/3 or models:/m-ID")
     try:
         if asked["model"]:
             return _of_model(client, asked["model"], uri)
@@ -66,7 +70,8 @@ def resolve(client: MlflowClient, uri: str) -> Registered:
             model_id = str(version.source).removeprefix("models:/")
         return _of_model(client, model_id, exact) if model_id else Registered(uri=exact)
     except MlflowException as error:
-        raise TrackingError(f"{uri}: {_first_line(error)}") from error
+        kind = AskedWrongly if error.error_code in _NOT_THERE else TrackingError
+        raise kind(f"{uri}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -81,7 +86,7 @@ def _version(client: MlflowClient, asked: re.Match[str]) -> Any:
     query, order = f"name = '{asked['name']}'", ["version_number DESC"]
     found = client.search_model_versions(query, max_results=1, order_by=order)
     if not found:
-        raise TrackingError(f"{asked[0]}: MLflow has no model of that name, or no version of it")
+        raise AskedWrongly(f"{asked[0]}: MLflow has no model of that name, or no version of it")
     return found[0]
 
 
@@ -99,11 +104,12 @@ def digest_of_model(client: MlflowClient, uri: str) -> str:
     """SHA-256 of an encoder by what MLflow calls it.
 
     Raises:
-        TrackingError: MLflow has no such model, or it is none of ours.
+        AskedWrongly: MLflow has no such model, or it is none of ours.
+        TrackingError: MLflow cannot be asked.
     """
     digest = resolve(client, uri).sha256
     if not digest:
-        raise TrackingError(f"{uri}: not an encoder that orchestrate delivered")
+        raise AskedWrongly(f"{uri}: not an encoder that orchestrate delivered")
     return digest
 
 

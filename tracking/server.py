@@ -64,7 +64,7 @@ def serve(
         folder: the store: takes the server's own output, its users and, unless the database is an
             SQLite file with its artifacts beside it, the artifacts.
         access: who may reach it.
-        port: the port, by default 5000 or the next free one.
+        port: the port, by default 5000, or any free one where that is taken.
         say: prints a line for the user.
 
     Raises:
@@ -80,7 +80,7 @@ def serve(
         say(f"MLflow UI: {server.url}/{RUNS_PAGE}")
         say(f"  store: {scrub(uri)}")
         if access.auth:
-            say(f"  user admin, first password in {admin_password(_users(folder))}")
+            say(f"  user admin, first password in {_first_password(folder)}")
         if access.loopback:
             where = "on your own computer" if os.environ.get("SSH_CONNECTION") else "from elsewhere"
             say(f"  {where}: {tunnel(server.port)}, then open the same address there")
@@ -92,6 +92,11 @@ def serve(
         except KeyboardInterrupt:
             return 0
         raise TrackingError(f"the MLflow server ended by itself:\n{_tail(server.log)}")
+
+
+def _first_password(folder: Path) -> str:
+    given = "MLFLOW_AUTH_ADMIN_PASSWORD"
+    return given if os.environ.get(given) else str(admin_password(_users(folder)))
 
 
 def _users(folder: Path) -> Path:

@@ -71,7 +71,8 @@ class Sampler:
         self._step += 1
 
     def _of_gpus(self) -> Mapping[str, float]:
-        """Of the GPUs that this job sees; without the program that tells, never asked again."""
+        """Of the GPUs of this node, whichever the job uses where no control group hides the others;
+        without the program that tells, never asked again."""
         try:
             done = subprocess.run(_SMI, capture_output=True, text=True, timeout=_SMI_SECONDS)
         except FileNotFoundError:

@@ -90,12 +90,16 @@ def test_what_is_not_there_is_named_with_what_is_near(
     for way, words in {
         "demo:pretrian": "did you mean `pretrain`?",
         "deno": "did you mean `demo`?",
+        "encoder.safetensors": "no file or folder, no stage, and no key or digest",
+        "00": "6 to 64 hexadecimal digits",
+        "models:/dpc@best": "mlflow.db is not there",
         "0" * 12: "is no stage key and no digest in this store",
         str(stranger): "was neither made nor taken in this store",
     }.items():
         result = orchestrate("lineage", way)
         assert (result.exit_code, result.stdout) == (2, "")
         assert words in result.stderr
+    assert not list(tmp_path.rglob("*.db"))  # a question writes nothing
 
 
 def test_a_stage_that_two_runs_share_counts_for_both(
@@ -252,5 +256,5 @@ def test_a_registered_model_leads_to_the_stage_that_made_it(
         value = json.loads(orchestrate("lineage", way, "--json").stdout)
         assert value["found"] == [stage.path.name], way
     result = orchestrate("lineage", "models:/dpc@worst")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "worst" in result.stderr

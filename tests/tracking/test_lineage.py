@@ -13,7 +13,6 @@ from tracking.lineage import (
     Node,
     as_markdown,
     as_svg,
-    as_text,
     figure,
     headline,
     key_metrics,
@@ -57,11 +56,6 @@ def test_the_parts_of_a_stage_are_no_nodes_of_the_graph(tmp_path: Path) -> None:
     fsio.write_json(pipeline.run_dir / "plan.json", plan)
     nodes = {node.name: node.upstream for node in read_pipeline(pipeline.run_dir)}
     assert nodes["probe"] == ("data-ucf101",) and "pretrain" not in nodes
-
-
-def test_the_graph_as_text_is_one_line_a_stage() -> None:
-    nodes = [_node("pretrain", "succeeded"), _node("probe/a", "running", "pretrain")]
-    assert as_text(nodes) == "pretrain  succeeded\nprobe/a   running    <- pretrain"
 
 
 def test_the_picture_has_a_box_for_each_stage_and_a_line_for_each_input() -> None:

@@ -162,8 +162,8 @@ def test_a_consumer_of_a_fetched_encoder_shows_it_as_its_input_in_mlflow(
 @pytest.mark.parametrize(
     ("reference", "code", "words"),
     [
-        ("models:/dpc@worst", 3, "worst"),
-        ("models:/nothing/latest", 3, "no model of that name"),
+        ("models:/dpc@worst", 2, "worst"),
+        ("models:/nothing/latest", 2, "no model of that name"),
         ("models:/dpc", 2, "models:/<name>@<alias>"),
     ],
 )

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking.conftest import Invoke
+from tests.tracking.fabricate import make_pipeline
 from tracking import access, filesystem, server
 from tracking.access import Access
 from tracking.backend import TrackingError, check_uri, connect, sqlite_path
@@ -38,6 +40,21 @@ def test_a_certificate_that_is_not_there_is_said_before_anything_starts(tmp_path
     (tmp_path / "key.pem").touch()
     with pytest.raises(TrackingError, match="add --cert FILE"):
         access.check(Access(key=tmp_path / "key.pem"))
+
+
+def test_options_that_do_not_fit_are_invalid_input_and_none_is_passed_over(
+    tmp_path: Path, orchestrate: Invoke
+) -> None:
+    make_pipeline(tmp_path / "store", "demo", "http://127.0.0.1:1")
+    for options, words in {
+        ("--key", "x.pem"): "is not a file",
+        ("--host", "0.0.0.0"): "--auth --cert FILE",  # noqa: S104
+        ("--auth",): "http://127.0.0.1:1 keeps these records",
+        ("--port", "5001"): "http://127.0.0.1:1 keeps these records",
+    }.items():
+        result = orchestrate("ui", *options)
+        assert (result.exit_code, result.stdout) == (2, ""), options
+        assert words in result.stderr
 
 
 def test_passwords_without_what_checks_them_are_refused_with_what_to_install(
