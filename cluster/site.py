@@ -22,8 +22,6 @@ class SiteProfile:
         scontrol_on_nodes: whether a job can run scontrol and is answered.
         sbatch_on_nodes: whether a job may submit jobs.
         gpu_request: the spelling by which GPUs were given; None without GPUs.
-        visible_gpus: whether each task sees all GPUs of its node, or only one.
-        internet: whether nodes reach hosts outside.
     """
 
     cluster: str
@@ -32,8 +30,6 @@ class SiteProfile:
     scontrol_on_nodes: bool | None = None
     sbatch_on_nodes: bool | None = None
     gpu_request: Literal["gpus-per-node", "gpus-per-task", "gres"] | None = None
-    visible_gpus: Literal["all", "one"] | None = None
-    internet: bool | None = None
 
 
 def profile_file(store: Path, cluster: str) -> Path:

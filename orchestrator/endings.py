@@ -6,31 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.contract import ExitCode
+from cluster.causes import CAUSES, RULES, cause_of_code
 from orchestrator.record import Attempt
 
-_CAUSES = {
-    "configuration": "the configuration cannot run",
-    "input": "an input is missing or damaged",
-    "user_code": "error in the stage's code",
-    "out_of_memory": "out of memory",
-    "out_of_host_memory": "out of host memory",
-    "diverged": "the loss is not finite",
-    "hang": "a rank stopped making progress",
-    "communication": "a rank lost its peers",
-    "time_limit": "the time limit came",
-    "node_failure": "a node failed",
-    "device": "a GPU is missing or broken",
-}
-_EXIT_CODES = {
-    ExitCode.CONFIGURATION: "configuration",
-    ExitCode.INPUT: "input",
-    ExitCode.USER_CODE: "user_code",
-    ExitCode.OUT_OF_MEMORY: "out_of_memory",
-    ExitCode.DIVERGED: "diverged",
-    ExitCode.HANG: "hang",
-    ExitCode.COMMUNICATION: "communication",
-}
 _SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV"}
 _SIGNALS |= {143: "SIGTERM"}
 _STOPPED = {
@@ -57,11 +35,11 @@ class Failure:
     def __str__(self) -> str:
         place = f" on {self.host}" if self.host else ""
         place += f" rank {self.rank}" if self.rank is not None else ""
-        words = _CAUSES.get(self.cause, self.cause)
+        words = next((RULES[one].words for one in CAUSES if one == self.cause), self.cause)
         message = printable(self.message.strip().partition("\n")[0])
         if self.cause == "hang" and self.rank is not None:
             return message  # a watchdog's, which names rank and host
-        return f"{words}{place}: {message}" if message else f"{words}{place}"
+        return f"{words}{place}: {message}" if message not in ("", words) else f"{words}{place}"
 
     @property
     def more(self) -> str:
@@ -77,7 +55,7 @@ class Decided:
     Attributes:
         attempt: its id.
         action: finished, requeue or stop.
-        cause: one of the causes of docs/slurm.md; empty in records of older versions.
+        cause: one of the causes of cluster.causes; empty in records of older versions.
         policy: free, counted or stop; empty in records of older versions.
         reason: in words.
         exclude: nodes that the next attempt must not get.
@@ -147,9 +125,9 @@ def failure_of(attempt: Attempt) -> Failure:
     host = str(start.get("host", ""))
     if ended.get("cause") in ("time_limit", "node_failure"):
         return Failure(cause=str(ended["cause"]), message=reason, host=host)
-    if code in _EXIT_CODES:
-        return Failure(cause=_EXIT_CODES[code], message=reason, host=host)
-    return Failure(cause=_exit_words(code), message=reason, host=host)
+    told = "unknown" if code is None else cause_of_code(int(code))
+    words = _exit_words(code) if told in ("unknown", "killed") else told
+    return Failure(cause=words, message=reason, host=host)
 
 
 def _vanished(attempt: Attempt) -> int | None:

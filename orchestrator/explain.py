@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.contract import JobState, Phase
-from orchestrator.endings import Failure, ending, failure_of
+from orchestrator.endings import Failure, ending, failure_of, printable
 from orchestrator.logs import find_logs
-from orchestrator.pending import hopeless, why_pending
+from orchestrator.pending import hopeless, what_to_change, why_pending
 from orchestrator.record import StageRecord
 from orchestrator.store import Store, default_store
 
@@ -33,8 +33,7 @@ class Commands:
     def of(run_id: str, store: Store) -> Commands:
         """The commands for a run of a store. Raises FileNotFoundError: no such run."""
         words = tuple(store.read_run(run_id).get("argv", ()))
-        elsewhere = str(store.root) if store.root != default_store() else None
-        return Commands(run_id=run_id, submit_words=words, store=elsewhere)
+        return Commands(run_id=run_id, submit_words=words, store=elsewhere(str(store.root)))
 
     def status(self) -> str:
         """Look at the run."""
@@ -72,6 +71,11 @@ class Commands:
     def _line(self, *words: str) -> str:
         store = ["--store", self.store] if self.store else []
         return shlex.join(["orchestrate", *words, *store])
+
+
+def elsewhere(root: str) -> str | None:
+    """What to say after `--store`; None for the store that is the default."""
+    return root if root != str(default_store()) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +143,23 @@ def explain(
         return _lost(record, state, commands)
     words = _going_on(status, record, state, commands)
     if status == "waiting" and state is not None and hopeless(state.reason):
-        # Its dependents must go as well: they would never start.
-        again = f"{commands.cancel(str(record.plan['name']))} && {commands.resume()}"
-        return Told(reason=words, next=again)
+        return Told(reason=words, next=_another_way(state.reason, record, commands))
     return Told(reason=words)
+
+
+def _another_way(reason: str, record: StageRecord, commands: Commands) -> str:
+    """The command for a job that will never start as it is.
+
+    It goes first, with its dependents, which would never start either.
+    """
+    changes, key = what_to_change(reason)
+    if key:
+        again = commands.submit(f"cluster.resources.{key}=NAME")
+    elif changes:
+        again = commands.resume(_resumed(record), *changes)
+    else:
+        again = commands.resume()
+    return f"{commands.cancel(str(record.plan['name']))} && {again}"
 
 
 def explain_blocked(name: str, status: str, upstream: Told) -> Told:
@@ -223,6 +240,7 @@ def _claimant(claim: Mapping[str, Any] | None) -> str:
 
 
 def _cancelled(record: Mapping[str, Any]) -> str:
-    """Who cancelled a stage, where and when (local time)."""
+    """Who cancelled a stage, where and when (local time), and why where that was recorded."""
     at = datetime.datetime.fromtimestamp(float(record["at"])).astimezone()
-    return f"by {record['user']} on {record['host']} at {at:%Y-%m-%d %H:%M}"
+    why = f": {printable(str(record['reason']))}" if record.get("reason") else ""
+    return f"by {record['user']} on {record['host']} at {at:%Y-%m-%d %H:%M}{why}"

@@ -27,7 +27,8 @@ from cluster.probe_job import SCHEMA_VERSION
 from cluster.processes import free_port
 from cluster.site import write_profile
 from orchestrator.checkup import MODULES, PACKAGES, Check
-from orchestrator.job_findings import Rank, Seen, judge, profile_of
+from orchestrator.job_findings import judge, profile_of
+from orchestrator.node_findings import Rank, Seen
 from orchestrator.store import StageDir, Store
 
 _MINUTES = 10  # for the job; it takes one

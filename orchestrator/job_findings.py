@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 from cluster.site import SiteProfile
 from orchestrator.checkup import Check
-from orchestrator.node_findings import LOOKS, Rank, Seen, every, many, works
-
-__all__ = ["Rank", "Seen", "judge", "profile_of"]
+from orchestrator.node_findings import LOOKS, Seen, many, works
 
 
 def judge(seen: Seen) -> list[Check]:
@@ -20,9 +18,6 @@ def profile_of(seen: Seen, now: float) -> SiteProfile:
     """What later submissions use of it."""
     asked = seen.resources
     all_seen = {rank["gpus"].get("seen") for rank in seen.ranks if "gpus" in rank}
-    visible = None
-    if asked.gpus_per_node > 1:
-        visible = {asked.gpus_per_node: "all", 1: "one"}.get(min(all_seen - {None}, default=0))
     given = bool(asked.gpus_per_node) and all_seen and min(all_seen - {None}, default=0) > 0
     hosts = sorted({str(rank["host"]) for rank in seen.ranks})
     return SiteProfile(
@@ -32,8 +27,6 @@ def profile_of(seen: Seen, now: float) -> SiteProfile:
         scontrol_on_nodes=works(seen, "scontrol"),
         sbatch_on_nodes=works(seen, "sbatch"),
         gpu_request=asked.gpu_request if given else None,
-        visible_gpus=visible,  # type: ignore[arg-type]
-        internet=every(rank.get("internet", {}).get("reached") for rank in seen.nodes),
     )
 
 

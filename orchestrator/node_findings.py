@@ -110,8 +110,12 @@ def _gpus(seen: Seen) -> Iterator[Check]:
         names = ", ".join(sorted(set(look["names"]))) or "none"
         return f"{look['seen']} of {asked} a node visible ({names})"
 
+    own = seen.resources.gpu_request == "gpus-per-task"  # then a task sees its own alone
+
     def state(look: Rank) -> State:
-        return "ok" if look["seen"] in (1, asked) else "failed"
+        if look["seen"] == asked or (own and look["seen"] == 1):
+            return "ok"
+        return "warning" if look["seen"] == 1 else "failed"
 
     advice = (
         f"asked for with {seen.resources.gpu_request}; try "

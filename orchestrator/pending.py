@@ -30,7 +30,7 @@ _WORDS: Mapping[str, str] = {
     "PartitionDown": "its partition takes no jobs to its nodes now",
     "PartitionInactive": "its partition is switched off",
     "PartitionTimeLimit": "asks for more time than its partition allows",
-    "PartitionNodeLimit": "asks for more nodes than its partition has, or than are up",
+    "PartitionNodeLimit": "asks for more nodes than its partition allows, or than are up",
     "PartitionConfig": "asks for what its partition does not allow",
     "AccountNotAllowed": "its account may not use the partition",
     "QOSNotAllowed": "its QOS may not use the partition",
@@ -38,6 +38,16 @@ _WORDS: Mapping[str, str] = {
     "InvalidQOS": "its QOS is unknown",
     "FrontEndDown": "the front end of its partition is down",
     "Prolog": "its nodes are being prepared",
+}
+# What slurmctld writes instead of a word where it gave a job up: launch_failed_requeued_held,
+# job_requeued_in_held_state, JobHoldMaxRequeue. Only an administrator can release such a job.
+_GIVEN_UP = re.compile(r"\w*requeued\w*_held\w*|JobHoldMaxRequeue")
+_FOREVER = frozenset({"PartitionTimeLimit", "BadConstraints", NEVER})
+_WRONG_OWNERS = {
+    "InvalidAccount": "account",
+    "AccountNotAllowed": "account",
+    "InvalidQOS": "qos",
+    "QOSNotAllowed": "qos",
 }
 _LIMIT = re.compile(r"(?P<of>QOS|Assoc)(?P<group>Grp)?\w+")
 _OWNERS = {"QOS": "the QOS", "Assoc": "your account"}
@@ -55,16 +65,45 @@ def why_pending(reason: str, start_at: float | None = None, now: float | None = 
     if code == "BeginTime" and start_at is not None:
         return f"starts at the earliest at {clock(start_at, now)} (BeginTime)"
     words = _WORDS.get(code) or _of_a_limit(code)
+    if words is None and _GIVEN_UP.fullmatch(code):
+        return f"could not be started and is held ({code}{rest})"
     if words is None:
         return f"scheduler: {reason}" + _expected(start_at, now)
     return f"{words} ({code}{rest})" + _expected(start_at, now)
 
 
 def hopeless(reason: str) -> bool:
-    """Whether a job with this reason will never start as it is."""
+    """Whether a job with this reason will never start as it is.
+
+    PartitionNodeLimit is none: it also stands for nodes that are down and come back.
+    """
     code, _ = _split(reason)
-    wrong = ("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "InvalidAccount")
-    return code in (*wrong, "InvalidQOS", NEVER) or ("PerJob" in code and bool(_LIMIT.match(code)))
+    for_ever = code in _FOREVER or code in _WRONG_OWNERS
+    return for_ever or _asks_too_much(code) or bool(_GIVEN_UP.fullmatch(code))
+
+
+def what_to_change(reason: str) -> tuple[tuple[str, ...], str]:
+    """What must be different for a hopeless job to start.
+
+    Returns:
+        Options of `resume`, and the key of `cluster.resources` where only a new submission helps;
+        both empty where the same job may start, or it cannot be told.
+    """
+    code, _ = _split(reason)
+    if code in _WRONG_OWNERS:
+        return (), _WRONG_OWNERS[code]
+    too_much = _asks_too_much(code)
+    if code == "PartitionTimeLimit" or (too_much and "Wall" in code):
+        return ("--hours", "HOURS"), ""
+    if too_much and "Mem" in code:
+        return ("--mem-gb", "GB"), ""
+    if too_much:
+        return ("--nodes", "NODES"), ""
+    return (("--partition", "NAME"), "") if code == "BadConstraints" else ((), "")
+
+
+def _asks_too_much(code: str) -> bool:
+    return "PerJob" in code and bool(_LIMIT.match(code))
 
 
 def clock(at: float, now: float | None = None) -> str:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from orchestrator.decision import Status, overall
+from orchestrator.explain import Commands, elsewhere
 from orchestrator.groups import counted, grouped, name_of
 from orchestrator.view import Cell, coloured, duration, jobs, local_time, names, table
 
@@ -75,7 +76,8 @@ def _troubles(run: RunStatus) -> Iterator[Text]:
         yield trouble(stages)
     wrong = sum(_has_own_trouble(stage) for stage in run.stages)
     if hidden := wrong - sum(map(len, found[:_MOST_TROUBLES])):
-        yield Text(f"{hidden} more in trouble: orchestrate why {run.run_id}")
+        commands = Commands(run_id=run.run_id, store=elsewhere(run.store))
+        yield Text(f"{hidden} more in trouble: {commands.why()}")
 
 
 def _joined(

@@ -112,15 +112,23 @@ def _past(attempt: Attempt, stage: StageStatus, record: StageRecord) -> PastAtte
     start = attempt["start"] or {}
     newest = bool(record.attempts) and attempt["id"] == record.attempts[-1]["id"]
     runs = newest and stage.status is Status.RUNNING
-    done = newest and stage.status is Status.SUCCEEDED
+    done = (attempt["end"] or {}).get("outcome") == "succeeded"
+    done = done or (newest and stage.status is Status.SUCCEEDED)
     return PastAttempt(
         id=str(attempt["id"]),
-        job_id=str(start.get("job_id") or ""),
+        job_id=str(start.get("job_id") or _job_of(str(attempt["id"]), record) or ""),
         host=str(start.get("host") or ""),
         started_at=start.get("started_at"),
         ended="" if runs else "succeeded" if done else ending(attempt),
         decision=decided(attempt),
     )
+
+
+def _job_of(attempt: str, record: StageRecord) -> str | None:
+    """The job that the submission's record names, where the attempt knew of none, as on a host."""
+    n, _, number = attempt.removeprefix("s").partition("r")
+    jobs = record.folder.jobs(int(n)).items()
+    return next((job for first, job in reversed(list(jobs)) if first <= int(number)), None)
 
 
 def quiet(answer: Answer) -> bool:

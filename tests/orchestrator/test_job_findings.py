@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cluster.contract import Resources
 from cluster.node_looks import NUM_CLAIMS
 from orchestrator.checkup import Check
-from orchestrator.job_findings import Seen, judge, profile_of
+from orchestrator.job_findings import judge, profile_of
+from orchestrator.node_findings import Seen
 
 SCHEDULER = {"scontrol": True, "scontrol_says": "", "sbatch": True, "sbatch_says": ""}
 
@@ -138,6 +140,14 @@ def test_missing_gpus_and_signals_are_failures_and_small_things_warnings() -> No
     assert all(checks[name].advice for name in failed | warned)
 
 
+def test_one_gpu_of_many_is_enough_only_where_each_task_was_given_its_own() -> None:
+    one = {"asked": 4, "visible": "0", "seen": 1, "names": ["H100"]}
+    found = seen(rank(0, gpus=one), rank(1, gpus=one))
+    assert told(found)["node gpus"].state == "warning"
+    own = replace(found, resources=replace(found.resources, gpu_request="gpus-per-task"))
+    assert told(own)["node gpus"].state == "ok"
+
+
 def test_scontrol_counts_only_where_it_works_on_every_node_and_in_the_batch_script() -> None:
     says = "scontrol: not found"
     missing = {**SCHEDULER, "scontrol": False, "scontrol_says": says}
@@ -151,9 +161,6 @@ def test_scontrol_counts_only_where_it_works_on_every_node_and_in_the_batch_scri
 def test_the_profile_keeps_what_submissions_choose_by() -> None:
     profile = profile_of(seen(rank(0), rank(1)), now=5.0)
     assert (profile.cluster, profile.checked_at, profile.nodes) == ("site", 5.0, ("n1", "n2"))
-    assert (profile.gpu_request, profile.visible_gpus) == ("gres", "all")
-    assert profile.internet is False
-    one = {"asked": 4, "visible": "0", "seen": 1, "names": ["H100"]}
-    assert profile_of(seen(rank(0, gpus=one), rank(1, gpus=one)), 5.0).visible_gpus == "one"
+    assert profile.gpu_request == "gres"
     none = {"asked": 4, "visible": "", "seen": 0, "names": []}
     assert profile_of(seen(rank(0, gpus=none), rank(1)), 5.0).gpu_request is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.pending import hopeless, why_pending
+from orchestrator.pending import hopeless, what_to_change, why_pending
 
 NOW = 1_795_176_000.0
 
@@ -45,8 +45,29 @@ def test_the_expected_start_is_told_and_a_past_one_is_not() -> None:
     assert text.startswith("starts at the earliest at ") and text.endswith(" (BeginTime)")
 
 
-@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "QOSMaxNodePerJobLimit", "InvalidQOS"])
-def test_what_will_never_start_is_told_from_what_only_waits(reason: str) -> None:
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("PartitionTimeLimit", (("--hours", "HOURS"), "")),
+        ("QOSMaxWallDurationPerJobLimit", (("--hours", "HOURS"), "")),
+        ("QOSMaxNodePerJobLimit", (("--nodes", "NODES"), "")),
+        ("QOSMaxMemoryPerJob", (("--mem-gb", "GB"), "")),
+        ("BadConstraints", (("--partition", "NAME"), "")),
+        ("InvalidAccount", ((), "account")),
+        ("QOSNotAllowed", ((), "qos")),
+        ("DependencyNeverSatisfied", ((), "")),
+        ("launch_failed_requeued_held", ((), "")),
+        ("job_requeued_in_held_state", ((), "")),
+    ],
+)
+def test_what_will_never_start_is_told_with_what_must_change(
+    reason: str, change: tuple[tuple[str, ...], str]
+) -> None:
     assert hopeless(reason)
-    assert not hopeless("QOSMaxJobsPerUserLimit")
-    assert not hopeless("Resources")
+    assert what_to_change(reason) == change
+
+
+def test_what_only_waits_is_not_given_up() -> None:
+    for reason in ("QOSMaxJobsPerUserLimit", "Resources", "PartitionNodeLimit", "JobHeldUser"):
+        assert not hopeless(reason)
+    assert why_pending("launch_failed_requeued_held").startswith("could not be started and is held")

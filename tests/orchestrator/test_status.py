@@ -214,7 +214,10 @@ def test_a_rank_without_any_record_is_named_where_all_others_lost_it(run: Fabric
     ended = {"exit_code": 137, "job_exit_code": 137, "decision": "stop", "self_ended": True}
     run.started("pretrain", exit=ended, **lost)
     start = run.stage("pretrain").attempts / "s001r000" / "start.json"
-    assert "lost its peers on n0 rank 0" in read(run)["pretrain"].told.reason
+    assert (
+        "a rank lost its peers, its device or its files on n0 rank 0"
+        in read(run)["pretrain"].told.reason
+    )
     fsio.write_json(start, {**fsio.read_json(start), "world_size": 4})
     reason = read(run)["pretrain"].told.reason
     assert reason.startswith("killed by SIGKILL (exit code 137) rank 2: it left no record")
@@ -238,7 +241,7 @@ def test_commands_leave_out_a_store_that_is_the_default(
     run.started("pretrain", end=FAILED)
     told = read(run)["pretrain"].told
     assert told.next == "orchestrate logs demo-0123abcd:pretrain --rank 0"
-    assert told.reason == "error in the stage's code on n14 rank 0: KeyError: 'label'"
+    assert told.reason == "the stage's code raised an error on n14 rank 0: KeyError: 'label'"
 
 
 @pytest.mark.parametrize(

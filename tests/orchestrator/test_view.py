@@ -111,7 +111,7 @@ def test_a_failed_run_shows_cause_evidence_and_the_next_command(run: FabricatedR
     assert lines[3].split(maxsplit=4)[:2] == ["probe", "blocked"]
     assert lines[3].endswith("pretrain failed")
     assert lines[-4:] == [
-        "pretrain failed: error in the stage's code on n14 rank 0: KeyError: 'label'",
+        "pretrain failed: the stage's code raised an error on n14 rank 0: KeyError: 'label'",
         "    second line",
         f"  see:  {log}",
         "  next: orchestrate logs demo-0123abcd:pretrain --rank 0",
@@ -255,7 +255,7 @@ def test_the_trouble_of_many_parts_fills_no_screen() -> None:
     different = [replace(part, told=Told(reason=f"of {part.name}")) for part in parts[:-1]]
     text = shown(a_run(*different, parts[-1]))
     assert "index-k400/part-002 failed: of index-k400/part-002\n" in text
-    assert text.endswith("\n37 more in trouble: orchestrate why x\n")
+    assert text.endswith("\n37 more in trouble: orchestrate why x --store x\n")
 
 
 def test_forty_broken_stages_and_two_hundred_parts_stay_readable() -> None:

@@ -66,7 +66,9 @@ def test_a_failed_stage_is_told_with_all_lines_and_what_stands_behind_it(
     run.submitted("probe")
     text = told(run, FakeExecutor())
     assert text.startswith("demo-0123abcd  failed\n")
-    assert f"pretrain  failed  {job}  attempt 1\n  why:     error in the stage's code" in text
+    assert (
+        f"pretrain  failed  {job}  attempt 1\n  why:     the stage's code raised an error" in text
+    )
     assert "\n           second line\n" in text
     assert "\n  next:    orchestrate logs demo-0123abcd:pretrain --rank 0\n" in text
     assert "probe  blocked" in text
@@ -121,7 +123,30 @@ def test_a_waiting_stage_tells_what_keeps_it(run: FabricatedRun) -> None:
     executor = FakeExecutor(phases={job: Phase.PENDING}, reasons={job: "PartitionTimeLimit"})
     text = told(run, executor, "pretrain")
     assert "asks for more time than its partition allows (PartitionTimeLimit)" in text
-    assert "next:    orchestrate cancel demo-0123abcd:pretrain && orchestrate resume" in text
+    again = "orchestrate resume demo-0123abcd --stage pretrain --hours HOURS"
+    assert f"next:    orchestrate cancel demo-0123abcd:pretrain && {again}\n" in text
+    executor.reasons[job] = "InvalidAccount"
+    submit = "orchestrate submit recipes/demo.yaml seed=1 cluster.resources.account=NAME"
+    assert f":pretrain && {submit}\n" in told(run, executor, "pretrain")
+
+
+def test_an_attempt_that_succeeded_and_was_cleared_away_is_told_so(run: FabricatedRun) -> None:
+    job = run.submitted("pretrain")
+    start = {"host": "n14", "started_at": 5.0}
+    end = {"outcome": "succeeded", "exit_code": 0, "cause": "", "message": "", "step": 9}
+    ended = {"decision": "finished", "exit_code": 0, "reason": "the result is there"}
+    run.attempt("pretrain", start=start, end=end, exit=ended)
+    (line,) = [
+        line for line in told(run, FakeExecutor(), "pretrain").splitlines() if "try 1" in line
+    ]
+    assert line.endswith(f"job {job}  on n14  succeeded")
+
+
+def test_a_stage_that_was_taken_back_says_why(run: FabricatedRun) -> None:
+    run.submitted("pretrain")
+    who = {"user": "bob", "host": "login2", "at": 5.0, "reason": "probe was refused"}
+    fsio.write_json(run.stage("pretrain").cancel_file, who)
+    assert ": probe was refused\n" in told(run, FakeExecutor(), "pretrain")
 
 
 def test_the_fields_that_made_a_stage_run_anew_are_named_and_transient_ones_are_not(
