@@ -50,6 +50,9 @@ def sent(shell: LoginShell) -> dict[str, Counter[str]]:
     run("list, of 20 runs", "list")
     run("cancel", "cancel", "latest", "--yes")
     run("resume", "resume")
+    run("cancel", "cancel", "latest", "--yes")
+    run("retry", "retry", "latest:probe")
+    run("doctor", "doctor")
     return found
 
 
