@@ -60,6 +60,7 @@ _MORE_OPTIONS = ("nodelist", "reservation", "licenses")
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _LONGEST_VALUE = 32_000
+_TRAPS = ("trap on_term TERM", "trap signalled=1 USR2")
 
 
 class RequestError(ValueError):
@@ -121,7 +122,7 @@ def parameters(request: JobRequest, passed_on: Mapping[str, str]) -> dict[str, A
         "wckey": None,
         "additional_parameters": _additional(request, minutes),
         "srun_args": [*_srun_args(resources), *_check_all("env", around.srun_args)],
-        "setup": [*_setup(request, passed_on, around), *_check_all("setup", resources.setup)],
+        "setup": [*_setup(request, passed_on, around), *_site_setup(resources), *_before(request)],
         "teardown": _teardown(request),
     }
     if resources.mem_gb is not None:
@@ -277,7 +278,7 @@ def _wrapping(request: JobRequest) -> Wrapping:
 
 
 def _setup(request: JobRequest, passed_on: Mapping[str, str], around: Wrapping) -> list[str]:
-    """Take only our variables, outlive the stop signals, then the site's own lines.
+    """Take only our variables and outlive the stop signals; the site's own lines come after that.
 
     TERM is acted on at once, while the ranks still save: where they cannot within KillWait, the
     script is killed with them, and a job that was preempted by cancelling (PreemptMode=CANCEL) or
@@ -292,14 +293,35 @@ def _setup(request: JobRequest, passed_on: Mapping[str, str], around: Wrapping) 
     # The copy of the script that runs: what goes on in another job is submitted from it.
     lines.append('export ORCHESTRATE_SCRIPT="$0"')
     lines += _check_all("env", around.setup)
-    # A second TERM would reach the epilogue before it can ignore it.
-    on_term = f"trap '' TERM USR2; signalled=1; {epilogue(request)} --exit-code 143 --signalled"
-    lines += [f"on_term() {{ {on_term}; }}", "trap on_term TERM", "trap signalled=1 USR2"]
-    if request.prologue:
-        leaves = int(ExitCode.SUPERSEDED)
-        prologue = _words("prologue", request.prologue, request)
-        lines.append(f"{prologue}; [ $? -ne {leaves} ] || exit {leaves}")
-    return lines
+    # A second TERM would reach the epilogue before it can ignore it. Where nobody has ended the job
+    # (code 0), the next TERM may.
+    decide, again = f"{epilogue(request)} --exit-code 143 --signalled", "; ".join(_TRAPS)
+    on_term = f"trap '' TERM USR2; signalled=1; if {decide}; then {again}; fi"
+    return [*lines, f"on_term() {{ {on_term}; }}", *_on_exit(request), *_TRAPS]
+
+
+def _on_exit(request: JobRequest) -> list[str]:
+    """A site's line that ends the script (`|| exit 1`, `set -e`) leads to the epilogue as well."""
+    if not request.resources.setup:
+        return []
+    end = f"code=$?; trap '' TERM USR2; trap - EXIT; {epilogue(request)} --exit-code \"$code\""
+    return [f"on_exit() {{ {end}; exit $?; }}", "trap on_exit EXIT"]
+
+
+def _site_setup(resources: Resources) -> list[str]:
+    """The site's own lines, and after them a shell as it was: none of its ways may end the script
+    before the epilogue."""
+    lines = _check_all("setup", resources.setup)
+    return [*lines, "set +eu; trap - EXIT ERR DEBUG RETURN", *_TRAPS] if lines else []
+
+
+def _before(request: JobRequest) -> list[str]:
+    """The prologue; behind the setup, so that a setup that fails leaves no job behind it."""
+    if not request.prologue:
+        return []
+    leaves = int(ExitCode.SUPERSEDED)
+    prologue = _words("prologue", request.prologue, request)
+    return [f"{prologue}; [ $? -ne {leaves} ] || exit {leaves}"]
 
 
 def _teardown(request: JobRequest) -> list[str]:

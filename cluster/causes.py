@@ -128,12 +128,15 @@ class Root:
     failure: RankFailure | None = None
 
 
-def root_cause(exit_code: int, failures: Sequence[RankFailure], *, agreed: bool = False) -> Root:
+def root_cause(
+    exit_code: int, failures: Sequence[RankFailure], *, agreed: bool = False, ranks: int = 0
+) -> Root:
     """The cause to decide on: of the first rank that failed by itself, not for want of a peer.
 
     Without such a record the job's own code stands: a rank killed by a signal leaves none, and the
     others' lost connections are its consequence. Where all had agreed to stop, the first to leave
-    makes srun end the others, some of which die of it on their way out: that is no crash.
+    makes srun end the others, some of which die of it on their way out: that is no crash. Where all
+    of the ranks told that they lost their peers, none was killed by anything but that.
     """
     consequences = {"communication", "killed"} if agreed else {"communication"}
     causes = [failure for failure in failures if failure.cause not in consequences]
@@ -144,7 +147,8 @@ def root_cause(exit_code: int, failures: Sequence[RankFailure], *, agreed: bool 
         return Root(exit_code=ExitCode.PREEMPTED, cause="time_limit")
     if exit_code == _SLURM_OUT_OF_MEMORY:
         return Root(exit_code=ExitCode.OUT_OF_MEMORY, cause="out_of_host_memory")
-    if failures and exit_code < FIRST_SIGNAL_CODE:
+    all_told = 0 < ranks <= len({failure.rank for failure in failures})
+    if failures and (exit_code < FIRST_SIGNAL_CODE or all_told):
         return Root(exit_code=ExitCode.COMMUNICATION, cause="communication")
     return Root(exit_code=exit_code, cause=cause_of_code(exit_code))
 

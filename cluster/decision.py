@@ -43,6 +43,7 @@ class SchedulerView:
     """What the scheduler says while the batch script still runs.
 
     Attributes:
+        answered: it said anything; else the job counts as running.
         running: the job is simply running; nobody has acted on it.
         requeued: the scheduler has already put it back into the queue by itself.
         preempted: it was preempted without being requeued (PreemptMode=CANCEL).
@@ -51,6 +52,7 @@ class SchedulerView:
         lost_nodes: nodes of the job that are down or do not answer.
     """
 
+    answered: bool = True
     running: bool = True
     requeued: bool = False
     preempted: bool = False
@@ -155,7 +157,8 @@ def decide(ending: Ending) -> Decision:
         ask = not (view.running or view.requeued) and (view.preempted or view.time_limit)
         ask = ask and ending.cancelled_by is None
         return Decision(action="finished", reason="the result is there", exit_code=0, ask=ask)
-    root = root_cause(ending.exit_code, ending.failures, agreed=ending.agreed)
+    ranks = ending.placement.world_size
+    root = root_cause(ending.exit_code, ending.failures, agreed=ending.agreed, ranks=ranks)
     found = _by_a_person(ending, root) or _by_the_scheduler(view, root) or _by_itself(ending, root)
     decision = _apply(ending.rules[found.cause], found, ending)
     if decision.action == "stop":

@@ -13,18 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from cluster.contract import ExitCode
+from cluster.contract import ExitCode, SchedulerError
 from cluster.decision import Decision, Ending, decide
-from cluster.evidence import Attempt, Seen, ask, gather, history, partition_size, read
+from cluster.evidence import (
+    Attempt,
+    Seen,
+    ask,
+    gather,
+    history,
+    lost_nodes,
+    partition_size,
+    read,
+)
 from cluster.exclusion import admit
 from cluster.inside import Changes, Origin, origin_of
 from cluster.leaving_out import leave_out
+from cluster.patience import Patience, Trouble, trouble_of
 from cluster.queue import own_job_id
 from cluster.ranks import restart_base, restart_count
-from cluster.successor import refusal_of
+from cluster.successor import recorded, refusal_of, replace_by, superseded
 from cluster.transport import change_in_place, give_up, go_on
 
 _SCHEMA_VERSION = 1
+_PATIENCE = Patience(seconds=300.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,24 +50,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--signalled", action="store_true", help="TERM came, the ranks still run")
     options = parser.parse_args(argv)
     attempt = _attempt(options.stage_dir.absolute(), options.submission, os.environ)
-    seen = gather(attempt, options.exit_code, options.interrupted)
-    ending = seen.ending
-    if options.signalled and ending.scheduler.running:
+    if superseded(attempt.stage, attempt.submission, os.environ) is not None:
+        return ExitCode.SUPERSEDED  # the folder of this attempt is that of the job that goes on
+    seen = gather(attempt, options.exit_code, options.interrupted, hurried=options.signalled)
+    view = seen.ending.scheduler
+    if options.signalled and (view.running or not view.answered):
         return ExitCode.SUCCESS  # nobody has ended the job: what its ranks make of it decides
     origin = None
     if attempt.job_id is not None:
         origin = origin_of(attempt.stage, attempt.submission, os.environ)
-    wanted = _rehearsed(attempt, decide(ending))
+    if options.signalled and origin is not None:
+        seen = _in_a_hurry(attempt, origin, seen)
+    wanted = _rehearsed(attempt, decide(seen.ending))
     decision = _act(attempt, origin, seen, _possible(origin, seen, wanted))
-    how = "was told to end" if options.signalled else f"ended with exit code {ending.exit_code}"
+    code = seen.ending.exit_code
+    how = "was told to end" if options.signalled else f"ended with exit code {code}"
     print(
-        f"orchestrate: attempt {attempt.folder.name} {how} at step {ending.step}:"
+        f"orchestrate: attempt {attempt.folder.name} {how} at step {seen.ending.step}:"
         f" {decision.action}: {decision.reason}",
         flush=True,
     )
     if origin is not None and decision.exclude:
-        leave_out(origin.job_id, decision.exclude)
+        leave_out(origin, decision.exclude)
     return exit_code(decision)
+
+
+def _in_a_hurry(attempt: Attempt, origin: Origin, seen: Seen) -> Seen:
+    """Record the decision and ask for the requeue at once; what is known of the nodes after that.
+
+    A requeue that is refused here is asked for again, with all that it needs. One that needs more
+    memory waits for the answer whether there is so much.
+    """
+    decision = _rehearsed(attempt, decide(seen.ending))
+    earlier = read(attempt.folder / "exit.json") or {}
+    if not earlier.get("requeue_asked") and decision.mem_gb is None:
+        first = replace(decision, exclude=())
+        _record(attempt, seen.ending, first)
+        if first.ask and go_on(origin) is None:
+            _record(attempt, seen.ending, first, asked=True)
+    ending = seen.ending
+    if decision.action != "requeue" or ending.scheduler.preempted or ending.scheduler.time_limit:
+        return seen
+    view = replace(ending.scheduler, lost_nodes=lost_nodes(ending.placement.nodes))
+    return replace(seen, ending=replace(ending, scheduler=view))
 
 
 def _rehearsed(attempt: Attempt, decision: Decision) -> Decision:
@@ -75,7 +111,7 @@ def _possible(origin: Origin | None, seen: Seen, decision: Decision) -> Decision
         return replace(decision, exclude=())
     if decision.mem_gb is not None:
         refused = refusal_of(origin, Changes(mem_gb=decision.mem_gb))
-        if refused is not None:
+        if refused is not None and trouble_of(SchedulerError(refused)) is Trouble.REFUSED:
             reason = f"{decision.reason}, which the scheduler refuses: {refused}"
             decision = replace(decision, action="stop", reason=reason, ask=False, mem_gb=None)
     if not decision.exclude:
@@ -108,11 +144,11 @@ def _act(attempt: Attempt, origin: Origin | None, seen: Seen, decision: Decision
         ask("scancel", origin.job_id)
     if not decision.ask:
         if decision.action == "requeue":
-            change_in_place(origin, _changes(attempt, seen, decision))
+            _change(origin, _changes(attempt, seen, decision))
         else:
             give_up(origin, failed=decision.action == "stop")
         return decision
-    refusal = go_on(origin, _changes(attempt, seen, decision))
+    refusal = _insist(origin, _changes(attempt, seen, decision))
     if refusal is None:
         _record(attempt, seen.ending, decision, asked=True)
     elif decision.action == "requeue":
@@ -120,6 +156,27 @@ def _act(attempt: Attempt, origin: Origin | None, seen: Seen, decision: Decision
         decision = replace(decision, action="stop", reason=reason, self_ended=False)
         _record(attempt, seen.ending, decision)
     return decision
+
+
+def _insist(origin: Origin, changes: Changes) -> str | None:
+    """See to another attempt, also where the controller is away for minutes; why it is refused."""
+    deadline = time.monotonic() + _PATIENCE.seconds
+    for pause in _PATIENCE.pauses():
+        refusal = go_on(origin, changes)
+        away = refusal is not None and trouble_of(SchedulerError(refusal)) is Trouble.AWAY
+        if not away or time.monotonic() + pause > deadline:
+            return refusal
+        time.sleep(pause)
+    raise AssertionError("pauses never end")
+
+
+def _change(origin: Origin, changes: Changes) -> None:
+    """Change what goes on already: the successor that waits, or else this job, requeued."""
+    queued = recorded(origin, origin.number + 1)
+    if queued is None:
+        change_in_place(origin, changes)
+    elif changes:
+        replace_by(origin, queued, changes)
 
 
 def _changes(attempt: Attempt, seen: Seen, decision: Decision) -> Changes:
@@ -152,7 +209,7 @@ def _keep_requeue(decision: Decision, earlier: Mapping[str, Any]) -> Decision:
         withdraw=False,
         cause=earlier.get("cause"),
         policy=earlier.get("policy"),
-        exclude=tuple(earlier.get("exclude") or ()),
+        exclude=tuple(earlier.get("exclude") or decision.exclude),
         mem_gb=earlier.get("mem_gb"),
     )
 

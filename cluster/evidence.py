@@ -7,21 +7,25 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import fsio
 from cluster.causes import RankFailure, rules_of
-from cluster.contract import ExitCode
+from cluster.contract import ExitCode, SchedulerError
 from cluster.decision import MAX_STALLED_ATTEMPTS, Ending, Memory, PastAttempt, SchedulerView
 from cluster.exclusion import Placement
-from cluster.inside import command, job_fields
+from cluster.inside import ask_for_job, command
+from cluster.patience import Patience, Trouble, trouble_of
 from cluster.progress import committed_step
 from cluster.ranks import RankError, expand_hosts
 
 ATTEMPT = re.compile(r"s(\d+)r(\d+)")
-_SCONTROL_TRIES = 3
+# A controller that is restarted or fails over is away for minutes. Where the script is killed soon
+# (KillWait, 30 s by default), what is asked now has to be answered now.
+_SECONDS_TO_ASK, _PATIENCE = 20.0, Patience(seconds=600.0)
+_SECONDS_IN_A_HURRY, _HURRY = 4.0, Patience(seconds=10.0)
 _DOWN = ("down", "fail")  # how sinfo begins the state of a node that is lost; `*`: no answer
 
 
@@ -67,12 +71,12 @@ class Seen:
         return hosts(self.asked.get("exclude") or "")
 
 
-def gather(attempt: Attempt, code: int, interrupted: bool) -> Seen:
-    """All that the decision is made on."""
+def gather(attempt: Attempt, code: int, interrupted: bool, *, hurried: bool = False) -> Seen:
+    """All that the decision is made on; `hurried`: only what can be known within seconds."""
     cancel = read(attempt.stage / "cancel.json")
     claim = read(attempt.stage / f"submission-{attempt.submission}.intent.json") or {}
     policy, asked = claim.get("policy") or {}, claim.get("resources") or {}
-    job = _job(attempt)
+    job = _job(attempt, hurried)
     placement = _placement(attempt, asked)
     past = history(attempt)
     ending = Ending(
@@ -80,7 +84,7 @@ def gather(attempt: Attempt, code: int, interrupted: bool) -> Seen:
         submission=attempt.submission,
         step=committed_step(attempt.stage),
         succeeded=_succeeded(attempt.stage),
-        scheduler=_view(attempt, job, code, placement.nodes),
+        scheduler=_view(attempt, job, code, () if hurried else placement.nodes),
         agreed=(read(attempt.folder / "end.json") or {}).get("outcome") == "preempted",
         failures=_failures(attempt.folder),
         history=tuple(_past(record) for record in past),
@@ -179,24 +183,30 @@ def _placement(attempt: Attempt, asked: Mapping[str, Any]) -> Placement:
         return Placement()
     start = read(attempt.folder / "start.json") or {}
     listed = os.environ.get("SLURM_JOB_NODELIST") or str(start.get("hosts", ""))
+    wanted = int(asked.get("nodes") or 0) * int(asked.get("tasks_per_node") or 0)
     return Placement(
         nodes=hosts(listed),
-        world_size=int(start.get("world_size", 0)),
+        world_size=int(start.get("world_size") or wanted),
         in_blocks="distribution" not in (asked.get("extra") or {}),
     )
 
 
-def _job(attempt: Attempt) -> dict[str, str] | None:
+def _job(attempt: Attempt, hurried: bool) -> dict[str, str] | None:
     """What SLURM shows of the job; empty without SLURM, None where nobody answered."""
     if attempt.job_id is None:
         return {}
-    for _ in range(_SCONTROL_TRIES):
-        fields = job_fields(attempt.job_id)
-        if fields is not None:
+    patience = _HURRY if hurried else _PATIENCE
+    deadline = time.monotonic() + patience.seconds
+    for pause in patience.pauses():
+        fields = ask_for_job(attempt.job_id, _SECONDS_IN_A_HURRY if hurried else _SECONDS_TO_ASK)
+        if not isinstance(fields, str):
             return fields
-        time.sleep(1.0)
-    print("orchestrate: neither scontrol nor squeue tells of this job", file=sys.stderr)
-    return None
+        trouble = trouble_of(SchedulerError(fields))
+        if trouble is Trouble.REFUSED or time.monotonic() + pause > deadline:
+            print(f"orchestrate: SLURM does not tell of this job: {fields.strip()}", flush=True)
+            return None
+        time.sleep(pause)
+    raise AssertionError("pauses never end")
 
 
 def _view(
@@ -205,21 +215,19 @@ def _view(
     if attempt.job_id is None:
         return SchedulerView()
     if job is None:
-        # A cancel cannot be told from a crash then; a requeue would be refused anyway.
-        return SchedulerView(running=False)
+        # A cancel is none that nobody has told of: it would have ended the script long ago.
+        return SchedulerView(answered=False)
     requeues = attempt.restart - attempt.base
     view = scheduler_view(job, requeues)
     # Before KillWait ends the script, a requeue has to be asked for: no other question then.
     hurried = (view.preempted or view.time_limit) and not view.requeued
     polite = code in (ExitCode.SUCCESS, ExitCode.PREEMPTED) and not view.requeued
     if not (hurried or polite):
-        view = scheduler_view(job, requeues, lost_nodes(nodes))
+        view = replace(view, lost_nodes=lost_nodes(nodes))
     return view
 
 
-def scheduler_view(
-    job: Mapping[str, str], restart: int, lost: tuple[str, ...] = ()
-) -> SchedulerView:
+def scheduler_view(job: Mapping[str, str], restart: int) -> SchedulerView:
     """Read `scontrol show job` from inside the job's own batch script.
 
     While the script still runs, every ended job is COMPLETING, whatever ended it. What differs:
@@ -233,7 +241,6 @@ def scheduler_view(
         preempted=job.get("PreemptTime", "None") not in ("None", "N/A", "Unknown", "0", ""),
         time_limit=job.get("Reason") == "TimeLimit",
         node_failed=job.get("Reason") == "NodeDown",
-        lost_nodes=lost,
     )
 
 

@@ -86,17 +86,26 @@ def megabytes(mem_gb: float) -> int:
 
 
 def job_fields(job_id: str) -> dict[str, str] | None:
-    """What SLURM says of a job in the words of `scontrol show job`; None without an answer.
+    """What SLURM says of a job in the words of `scontrol show job`; None without an answer."""
+    fields = ask_for_job(job_id)
+    return None if isinstance(fields, str) else fields
+
+
+def ask_for_job(job_id: str, seconds: float = _SECONDS) -> dict[str, str] | str:
+    """What SLURM says of a job in the words of `scontrol show job`, or why it did not answer.
 
     Where scontrol does not work, squeue tells as much as is needed of an end: JobState, Reason,
-    Restarts and PreemptTime.
+    Restarts and PreemptTime. Each of the two may take that many seconds.
     """
-    done = scontrol("-o", "show", "job", job_id)
+    done = command("scontrol", "-o", "show", "job", job_id, seconds=seconds)
     if done.returncode == 0:
         return parse_scontrol_job(done.stdout)
     fields = "State:|,Reason:|,RestartCnt:|,PreemptTime:|"
-    asked = command("squeue", "--noheader", "--states=all", "--jobs", job_id, "--Format", fields)
-    return parse_job_fields(asked.stdout) if asked.returncode == 0 else None
+    words = ("squeue", "--noheader", "--states=all", "--jobs", job_id, "--Format", fields)
+    asked = command(*words, seconds=seconds)
+    if asked.returncode == 0:
+        return parse_job_fields(asked.stdout) or "there is no such job"
+    return f"{done.stderr.strip()}; {asked.stderr.strip()}"
 
 
 def dependents(store: Path | None = None) -> list[Dependent]:
@@ -155,7 +164,7 @@ def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def command(
-    *words: str, environ: Mapping[str, str] | None = None
+    *words: str, environ: Mapping[str, str] | None = None, seconds: float = _SECONDS
 ) -> subprocess.CompletedProcess[str]:
     """Run a SLURM client; a failure to start it or a late answer is a return code of 1."""
     known = os.environ if environ is None else environ
@@ -167,7 +176,7 @@ def command(
             capture_output=True,
             text=True,
             check=False,
-            timeout=_SECONDS,
+            timeout=seconds,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(words, 1, "", str(error))

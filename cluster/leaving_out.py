@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from cluster.evidence import hosts, partition_size
 from cluster.exclusion import admit
-from cluster.inside import dependents, downstream, job_fields, scontrol
+from cluster.inside import Origin, dependents, downstream, job_fields, scontrol
 
-_OURS = "orchestrate"  # how the comment of every job of ours begins
+# What a job may ask for that not every node of its partition has.
+_CHOOSY = ("Features", "ReqNodeList", "TresPerNode", "TresPerTask", "TresPerJob", "Reservation")
+
+_ANY_GPU = re.compile(r"gres[:/]gpu[:=]\d+")
 
 
-def leave_out(job_id: str, nodes: Sequence[str]) -> None:
+def leave_out(origin: Origin, nodes: Sequence[str]) -> None:
     """Add nodes to the excluded ones of what waits for the job, directly or through others.
 
-    Only of our jobs, and only as far as each still has nodes enough: SLURM takes what can never be
-    satisfied, and the job would wait for ever. Jobs that are submitted later read the records.
+    Only of jobs of the same store, and only as far as each still has nodes enough: SLURM takes what
+    can never be satisfied, and the job would wait for ever. So those stay as they are that ask for
+    a kind of node: the partition's size says nothing of them. Later jobs read the records.
     """
     sizes: dict[str, int | None] = {}
-    for waiting in downstream(dependents(), [job_id]):
-        name = waiting.job_id.partition("_[")[0]  # of an array all tasks that wait
-        fields = job_fields(name) or {}
-        if not fields.get("Comment", "").startswith(_OURS):
+    for waiting in downstream(dependents(origin.store), [origin.job_id]):
+        name = waiting.name
+        fields = job_fields(name)
+        if fields is None or _is_choosy(fields):
             continue
         partition = fields.get("Partition", "")
         if partition not in sizes:
@@ -31,6 +36,12 @@ def leave_out(job_id: str, nodes: Sequence[str]) -> None:
         if allowed:
             together = ",".join([*excluded, *allowed])
             scontrol("update", f"JobId={name}", f"ExcNodeList={together}")
+
+
+def _is_choosy(fields: Mapping[str, str]) -> bool:
+    """Whether it asks for certain nodes. Of GPUs any type (`gres:gpu:2`) is not a certain one."""
+    asked = [fields.get(name, "(null)") for name in _CHOOSY]
+    return any(one not in ("", "(null)") and not _ANY_GPU.fullmatch(one) for one in asked)
 
 
 def _allowed(

@@ -130,6 +130,29 @@ def test_scripts_are_valid_bash(plain_shell: None) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("line", "code"), [("exit 3", "3"), ("set -e; false", "1"), ("set -eu; trap - TERM", "70")]
+)
+def test_no_setup_of_a_site_keeps_the_epilogue_from_deciding(
+    line: str, code: str, plain_shell: None, tmp_path: Path
+) -> None:
+    """Setup that ends the script leads to the epilogue and queues nothing."""
+    told = tmp_path / "told"
+    tool = tmp_path / "tool"
+    tool.write_text(f'#!/bin/bash\necho "$@" >> {told}\n')
+    tool.chmod(0o755)
+    job = request(
+        resources=Resources(setup=(line,)),
+        epilogue=(str(tool), "epilogue"),
+        prologue=(str(tool), "prologue"),
+    )
+    script = "srun() { return 70; }\n" + SlurmExecutor().render(job)
+    subprocess.run(["/bin/bash"], input=script, capture_output=True, text=True)
+    calls = told.read_text().splitlines()
+    assert calls[-1].startswith("epilogue") and calls[-1].endswith(f"--exit-code {code}")
+    assert len(calls) == (2 if code == "70" else 1)
+
+
 def test_no_partition_or_account_is_written_unless_given(plain_shell: None) -> None:
     text = SlurmExecutor().render(request())
     for option in ("partition", "account", "qos", "mem", "gpus", "gres", "wckey", "dependency"):

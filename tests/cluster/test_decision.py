@@ -158,6 +158,17 @@ def test_lost_peers_of_a_killed_rank_do_not_hide_the_kill() -> None:
     assert decide(ending(137, failures=failures)).action == "requeue"
 
 
+def test_where_every_rank_lost_its_peers_srun_killed_none_of_them_for_anything_else() -> None:
+    failures = (failure(74, "communication"), failure(74, "communication", rank=1))
+    assert root_cause(137, failures, ranks=2).cause == "communication"
+    assert root_cause(137, failures, ranks=3).cause == "killed"
+
+
+def test_a_scheduler_that_does_not_answer_has_cancelled_nothing() -> None:
+    silent = decide(ending(75, scheduler=SchedulerView(answered=False)))
+    assert (silent.action, silent.cause, silent.ask) == ("requeue", "time_limit", True)
+
+
 def test_success_without_a_result_does_not_end_as_success() -> None:
     decision = decide(ending(0))
     assert decision.exit_code == 1

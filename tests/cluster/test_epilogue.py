@@ -22,7 +22,12 @@ HEAVY = ("torch", "numpy", "submitit", "pydantic", "mlflow", "yaml")
 FAKE_SCONTROL = """#!/bin/bash
 echo "$@" >> "$FAKE_LOG"
 case "$1" in
-  -o) cat "$FAKE_JOB" ;;
+  -o) if [ -s "$FAKE_AWAY" ]; then
+      sed -i 1d "$FAKE_AWAY"
+      echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+      exit 1
+    fi
+    cat "$FAKE_JOB" ;;
   requeue) [ -z "$FAKE_REFUSE" ] || { echo "presently disabled" >&2; exit 1; } ;;
 esac
 """
@@ -74,6 +79,7 @@ def fake_slurm(tmp_path: Path, job: str, refuse: bool = False) -> dict[str, str]
         "PATH": f"{tools}:{os.environ['PATH']}",
         "FAKE_LOG": str(tmp_path / "calls"),
         "FAKE_JOB": str(tmp_path / "job"),
+        "FAKE_AWAY": str(tmp_path / "away"),
         "FAKE_REFUSE": "1" if refuse else "",
         "SLURM_JOB_ID": "42",
     }
@@ -117,6 +123,30 @@ def test_a_job_that_was_cancelled_is_not_requeued(stage: Path, tmp_path: Path) -
     assert run(stage, 75, env=fake_slurm(tmp_path, job)).returncode == 1
     assert (tmp_path / "calls").read_text().splitlines() == ["-o show job 42"]
     assert record(stage)["reason"] == "cancelled through the scheduler"
+
+
+def test_a_controller_that_is_away_for_a_while_is_waited_for(stage: Path, tmp_path: Path) -> None:
+    (tmp_path / "away").write_text("once\ntwice\n")
+    assert run(stage, 75, env=fake_slurm(tmp_path, RUNNING_JOB)).returncode == 75
+    assert (tmp_path / "calls").read_text().splitlines() == ["-o show job 42"] * 3 + ["requeue 42"]
+
+
+def test_at_term_the_requeue_is_asked_for_before_anything_about_nodes(
+    stage: Path, tmp_path: Path
+) -> None:
+    job = RUNNING_JOB.replace("RUNNING", "COMPLETING").replace("Reason=None", "Reason=NodeDown")
+    claim(stage, resources={"nodes": 2})
+    env = {**fake_slurm(tmp_path, f"{job} Partition=main"), "SLURM_JOB_NODELIST": "n[1-2]"}
+    sinfo = tmp_path / "bin" / "sinfo"
+    sinfo.write_text('#!/bin/bash\necho sinfo >> "$FAKE_LOG"\n' + FAKE_SINFO)
+    assert run(stage, 143, "--signalled", env=env).returncode == 75
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[:3] == ["-o show job 42", "requeue 42", "sinfo"]
+    assert "update JobId=42 ExcNodeList=n2" in calls
+    assert calls.count("requeue 42") == 1
+    written = record(stage)
+    assert (written["cause"], written["exclude"]) == ("node_failure", ["n2"])
+    assert written["requeue_asked"]
 
 
 def test_cancel_json_stops_even_a_running_job(stage: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ srun() {
   export PYTHONPATH=/store/code/0123"${PYTHONPATH:+:$PYTHONPATH}"
   exec srun "$@"
 }
-on_term() { trap '' TERM USR2; signalled=1; /env/bin/python -P -m cluster.epilogue /store/s1 --exit-code 143 --signalled; }
+on_term() { trap '' TERM USR2; signalled=1; if /env/bin/python -P -m cluster.epilogue /store/s1 --exit-code 143 --signalled; then trap on_term TERM; trap signalled=1 USR2; fi; }
 trap on_term TERM
 trap signalled=1 USR2
 

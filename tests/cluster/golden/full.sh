@@ -37,11 +37,16 @@ export HOME=/home/ann
 export PATH=/usr/bin:/bin
 export PYTHONPATH=/store/code/0123
 export ORCHESTRATE_SCRIPT="$0"
-on_term() { trap '' TERM USR2; signalled=1; /env/bin/python -P -m cluster.epilogue /store/s1 --exit-code 143 --signalled; }
+on_term() { trap '' TERM USR2; signalled=1; if /env/bin/python -P -m cluster.epilogue /store/s1 --exit-code 143 --signalled; then trap on_term TERM; trap signalled=1 USR2; fi; }
+on_exit() { code=$?; trap '' TERM USR2; trap - EXIT; /env/bin/python -P -m cluster.epilogue /store/s1 --exit-code "$code"; exit $?; }
+trap on_exit EXIT
 trap on_term TERM
 trap signalled=1 USR2
 source /etc/profile
 module load cuda
+set +eu; trap - EXIT ERR DEBUG RETURN
+trap on_term TERM
+trap signalled=1 USR2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
