@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio, inside
-from cluster.contract import JobState, Phase
+from cluster.contract import Phase, SchedulerError
 from cluster.inside import Changes, Origin
+from cluster.patience import Trouble, trouble_of
 from cluster.queue import SQUEUE_FORMAT, QueuedJob, own_job_id, parse_squeue
 from cluster.ranks import restart_base, restart_count
 
 _SCHEMA_VERSION = 1
+# How far a node's clock may be from the controller's; ids repeat only where that lost its state.
+_CLOCK_SECONDS = 30.0
+_UNKNOWN_JOB = "Invalid job id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class Successor:
 
     Attributes:
         number: of its first attempt, counted over all jobs of the submission.
-        submitted_at: unix seconds, by the controller's clock.
+        submitted_at: unix seconds, by the controller's clock, true to `margin_seconds`.
         why: what it was queued for.
         exclude: nodes that it does not get, besides those of the recipe.
         mem_gb: memory a node, where it is not that of the recipe.
@@ -38,6 +42,7 @@ class Successor:
     exclude: tuple[str, ...] = ()
     mem_gb: float | None = None
     taken_back: bool = False
+    margin_seconds: float = 2.0
 
 
 def successors(stage: Path, submission: int) -> list[Successor]:
@@ -89,10 +94,9 @@ def own_record(origin: Origin) -> Successor | None:
     jobs = successors(origin.stage, origin.submission)
     known = next((one for one in jobs if one.number == origin.base), None)
     if known is None:
-        job = _known(origin, origin.job_id)
-        known = Successor(
-            number=origin.base, job_id=job.job_id, submitted_at=job.submitted_at, why="was queued"
-        )
+        claim = f"submission-{origin.submission}.intent.json"
+        since = float((fsio.read_json_or_none(origin.stage / claim) or {}).get("at", 0.0))
+        known = _known(origin, origin.job_id, why="was queued", number=origin.base, since=since)
         _record(origin, known)
     return known
 
@@ -115,19 +119,11 @@ def queue(
     """
     wanted = _together(own_record(origin), changes or Changes())
     kind = f"afterany:{':'.join(after)}" if after else f"afternotok:{origin.job_id}"
-    made = _sbatch(origin, f"--dependency={kind}", *_options(origin, wanted))
+    made = _sbatch(origin, why, f"--dependency={kind}", *_options(origin, wanted))
     if isinstance(made, str):
         return made
-    successor = Successor(
-        number=origin.number + 1,
-        job_id=made.job_id,
-        submitted_at=made.submitted_at,
-        why=why,
-        exclude=wanted.exclude,
-        mem_gb=wanted.mem_gb,
-    )
-    _record(origin, successor)
-    inside.wait_also_for(origin, successor.job_id)
+    _record(origin, replace(made, exclude=wanted.exclude, mem_gb=wanted.mem_gb))
+    inside.wait_also_for(origin, made.job_id)
     return None
 
 
@@ -141,7 +137,9 @@ def replace_by(origin: Origin, queued: Successor, changes: Changes) -> None:
         return
     problem = queue(origin, why=queued.why, changes=wanted)
     if problem is None:
-        inside.command("scancel", queued.job_id)
+        made = recorded(origin, queued.number)
+        if made is not None and made.job_id != queued.job_id:
+            inside.command("scancel", queued.job_id)
     else:
         print(f"orchestrate: goes on without {changes}: {problem}", flush=True)
 
@@ -182,24 +180,38 @@ def _options(origin: Origin, changes: Changes) -> list[str]:
     return options
 
 
-def _sbatch(origin: Origin, *options: str) -> QueuedJob | str:
-    """Submit the script that runs; the job as the controller tells of it, else what sbatch said."""
+def _sbatch(origin: Origin, why: str, *options: str) -> Successor | str:
+    """Submit the script that runs; the job of the next attempt, else what sbatch said."""
     if origin.script is None:
         return "ORCHESTRATE_SCRIPT is not set: this is not the script of a job"
     base = f"--export=ORCHESTRATE_RESTART_BASE={origin.number + 1}"
+    since = time.time()
     done = _run_sbatch(origin, "--parsable", base, *options)
-    job_id = done.stdout.strip().partition(";")[0]
-    if done.returncode == 0 and job_id:
-        return _known(origin, job_id)
-    # An sbatch that got no answer may have made the job all the same.
+    job_id: str | None = done.stdout.strip().partition(";")[0]
+    said = done.stderr.strip() or f"exit {done.returncode}"
+    if done.returncode != 0 or not job_id:
+        away = trouble_of(SchedulerError(said)) is Trouble.AWAY
+        job_id = _made_all_the_same(origin) if away else None
+    if job_id is None:
+        return said
+    return _known(origin, job_id, why=why, number=origin.number + 1, since=since)
+
+
+def _made_all_the_same(origin: Origin) -> str | None:
+    """The job that an sbatch made which got no answer: newer than this one, and of no record.
+
+    All tasks of an array have one name, so it must be of the task that this job is.
+    """
     name = origin.environ.get("SLURM_JOB_NAME", "")
+    task = origin.environ.get("SLURM_ARRAY_TASK_ID", "")
     mine = _order(origin.job_id)
-    made = (
-        [job for job in waiting_or_running("--name", name) if _order(job.job_id) > mine]
-        if name
-        else []
-    )
-    return made[-1] if made else done.stderr.strip() or f"exit {done.returncode}"
+    known = {one.job_id for one in successors(origin.stage, origin.submission)}
+    try:
+        jobs = waiting_or_running("--name", name) if name else []
+    except SchedulerError:
+        return None  # should there be one, it sees at its start that it is not the recorded one
+    ids = [one.job_id for one in jobs if one.job_id.partition("_")[2] == task]
+    return max((i for i in ids if _order(i) > mine and i not in known), key=_order, default=None)
 
 
 def _run_sbatch(origin: Origin, *options: str) -> Any:
@@ -211,21 +223,42 @@ def _order(job_id: str) -> int:
     return int(job_id.partition("_")[0])
 
 
-def _known(origin: Origin, job_id: str) -> QueuedJob:
-    """A job as the controller tells of it: a time by its clock tells it from others of its id."""
-    jobs = waiting_or_running("--jobs", job_id)
-    if jobs:
-        return jobs[0]
+def _known(origin: Origin, job_id: str, *, why: str, number: int, since: float) -> Successor:
+    """The record of a job, by what the controller tells of it.
+
+    A time by its clock tells the job from others of its id. Where nobody answers, all that is known
+    is that it was submitted between `since` and now, by the clock of this node.
+    """
     task = origin.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{job_id}_{task}" if task and "_" not in job_id else job_id
-    state = JobState(phase=Phase.PENDING)
-    return QueuedJob(job_id=name, name="", submitted_at=time.time(), state=state)
+    half = (time.time() - since) / 2
+    try:
+        jobs = [job for job in waiting_or_running("--jobs", name) if job.job_id == name]
+    except SchedulerError:
+        jobs = []
+    if jobs:
+        at = jobs[0].submitted_at
+        return Successor(number=number, job_id=name, submitted_at=at, why=why)
+    return Successor(
+        number=number,
+        job_id=name,
+        submitted_at=since + half,
+        why=why,
+        margin_seconds=half + _CLOCK_SECONDS,
+    )
 
 
 def waiting_or_running(*selection: str) -> list[QueuedJob]:
-    """Jobs of this user that wait or run; none where squeue does not answer."""
+    """Jobs of this user that wait or run. Raises SchedulerError: squeue does not tell."""
     user = ("--user", str(os.geteuid()))
     words = ("squeue", "--noheader", "--states=all", *user, "--Format", SQUEUE_FORMAT)
     done = inside.command(*words, *selection)
-    jobs = parse_squeue(done.stdout) if done.returncode == 0 else []
+    if done.returncode != 0 and _UNKNOWN_JOB in done.stderr:
+        return []
+    if done.returncode != 0:
+        raise SchedulerError(f"squeue: {done.stderr.strip() or f'exit {done.returncode}'}")
+    try:
+        jobs = parse_squeue(done.stdout)
+    except ValueError as error:
+        raise SchedulerError(f"squeue: {error}") from error
     return [job for job in jobs if job.state.phase is not Phase.GONE]

@@ -12,29 +12,12 @@ from cluster.inside import (
     Origin,
     dependents,
     downstream,
-    job_fields,
     megabytes,
-    origin_of,
     scontrol,
     wait_instead_for,
 )
 from cluster.site import SiteProfile
 
-__all__ = [
-    "Changes",
-    "Origin",
-    "Transport",
-    "change_in_place",
-    "choose_transport",
-    "dependents",
-    "give_up",
-    "go_on",
-    "job_fields",
-    "origin_of",
-    "scontrol",
-]
-
-_REQUEUED_ALREADY = "pending execution"  # of slurm_errno.c, 22.05 to 25.05
 _REQUEUED_ALREADY = "pending execution"  # "Job is pending execution", 22.05 to 25.05
 _SHORT_KILL_WAIT_SECONDS = 5
 

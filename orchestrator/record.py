@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.contract import JobHandle, JobState, Phase
-from orchestrator.store import StageDir, Store, Submission
+from orchestrator.store import StageDir, Store, Submission, attempt_number
 
 Attempt = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ class StageRecord:
         jobs, now = self.folder.jobs(n), self.current
         if now is None or (state is not None and state.phase is Phase.PENDING):
             return self.jobs[-1] if self.jobs else None
-        begun = [job for number, job in jobs.items() if number <= int(str(now["id"])[-3:])]
+        begun = [job for number, job in jobs.items() if number <= attempt_number(str(now["id"]))]
         return begun[-1] if begun else None
 
     @property

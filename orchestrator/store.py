@@ -18,7 +18,19 @@ from cluster.successor import successors
 
 SCHEMA_VERSION = 1
 _SUBMISSION = re.compile(r"submission-(\d+)\.json")
+_ATTEMPT = re.compile(r"s(\d+)r(\d+)")
 _INTENT = re.compile(r"submission-(\d+)\.intent\.json")
+
+
+def attempt_number(name: str) -> int:
+    """Which attempt of its submission `s001r1000` is: 1000; -1 of a name of another form."""
+    return _in_order(Path(name))[1]
+
+
+def _in_order(attempt: Path) -> tuple[int, int, str]:
+    """Names have three digits of each number, or more: they do not sort by their letters."""
+    match = _ATTEMPT.fullmatch(attempt.name)
+    return (int(match[1]), int(match[2]), "") if match else (-1, -1, attempt.name)
 
 
 def default_store() -> Path:
@@ -144,8 +156,14 @@ class StageDir:
         for one in successors(self.path, n):
             if not one.taken_back:
                 before = replace(newest, before=None)
-                own = {"job_id": one.job_id, "submitted_at": one.submitted_at, "array_size": 0}
-                newest = replace(first, **own, before=before)  # type: ignore[arg-type]
+                newest = replace(
+                    first,
+                    job_id=one.job_id,
+                    submitted_at=one.submitted_at,
+                    margin_seconds=one.margin_seconds,
+                    array_size=0,
+                    before=before,
+                )
         return newest
 
     def intent(self, n: int) -> dict[str, Any] | None:
@@ -189,7 +207,7 @@ class StageDir:
         records = []
         if not self.attempts.is_dir():
             return []
-        for folder in sorted(self.attempts.iterdir()):
+        for folder in sorted(self.attempts.iterdir(), key=_in_order):
             record: dict[str, Any] = {"id": folder.name}
             for part in ("start", "end", "exit"):
                 record[part] = fsio.read_json_or_none(folder / f"{part}.json")
