@@ -11,7 +11,6 @@ from cluster.inside import Origin, dependents, downstream, job_fields, scontrol
 
 # What a job may ask for that not every node of its partition has.
 _CHOOSY = ("Features", "ReqNodeList", "TresPerNode", "TresPerTask", "TresPerJob", "Reservation")
-
 _ANY_GPU = re.compile(r"gres[:/]gpu[:=]\d+")
 
 
@@ -26,7 +25,7 @@ def leave_out(origin: Origin, nodes: Sequence[str]) -> None:
     for waiting in downstream(dependents(origin.store), [origin.job_id]):
         name = waiting.name
         fields = job_fields(name)
-        if fields is None or _is_choosy(fields):
+        if fields is None or is_choosy(fields):
             continue
         partition = fields.get("Partition", "")
         if partition not in sizes:
@@ -38,7 +37,7 @@ def leave_out(origin: Origin, nodes: Sequence[str]) -> None:
             scontrol("update", f"JobId={name}", f"ExcNodeList={together}")
 
 
-def _is_choosy(fields: Mapping[str, str]) -> bool:
+def is_choosy(fields: Mapping[str, str]) -> bool:
     """Whether it asks for certain nodes. Of GPUs any type (`gres:gpu:2`) is not a certain one."""
     asked = [fields.get(name, "(null)") for name in _CHOOSY]
     return any(one not in ("", "(null)") and not _ANY_GPU.fullmatch(one) for one in asked)

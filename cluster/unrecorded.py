@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster import fsio
-from cluster.causes import RULES
-from cluster.evidence import ATTEMPT, hosts, lost_nodes, partition_size, read
+from cluster.causes import RULES, Cause
+from cluster.evidence import ATTEMPT, hosts, lost_nodes, partition_size, read, scheduler_view
 from cluster.exclusion import admit
+from cluster.inside import job_fields
 from cluster.progress import committed_step
 
 _SCHEMA_VERSION = 1
@@ -20,9 +22,10 @@ _SCHEMA_VERSION = 1
 def record_lost(stage: Path, submission: int, restart: int) -> None:
     """Write exit.json for earlier attempts of the submission that began and left no end.
 
-    The batch script dies with its node, and its epilogue with it. That somebody started the job
-    again all the same says that the scheduler did; whether the node failed, the scheduler tells as
-    long as it is down. A node failure and a kill from outside count alike: not at all.
+    The batch script dies with its node, and its epilogue with it. A job that began again all the
+    same was requeued by the scheduler, for a node or a preemption: that does not count. A successor
+    begins after any end, also where KillWait was too short for the epilogue: its predecessor counts
+    unless the scheduler tells that it was not to blame, which it does for some minutes.
 
     Args:
         stage: folder of the stage.
@@ -44,15 +47,15 @@ def record_lost(stage: Path, submission: int, restart: int) -> None:
 
 def _lost(stage: Path, start: dict[str, Any], *, recorded_by: str) -> dict[str, Any]:
     down = lost_nodes(hosts(str(start.get("hosts", "")))) if start.get("job_id") else ()
-    reason = f"lost with {', '.join(down)}" if down else "lost with its node, or killed"
+    cause, reason = _cause(start.get("job_id"), down)
     return {
         "schema_version": _SCHEMA_VERSION,
         "exit_code": None,
         "job_exit_code": None,
         "decision": "requeue",
-        "reason": f"{reason}: it left no record, and the scheduler started it again",
-        "cause": "node_failure",
-        "policy": RULES["node_failure"].retry,
+        "reason": reason,
+        "cause": cause,
+        "policy": RULES[cause].retry,
         "exclude": list(_left_out(down)),
         "mem_gb": None,
         "self_ended": False,
@@ -61,6 +64,24 @@ def _lost(stage: Path, start: dict[str, Any], *, recorded_by: str) -> dict[str, 
         "finished_at": time.time(),
         "recorded_by": recorded_by,
     }
+
+
+def _cause(job_id: str | None, down: Sequence[str]) -> tuple[Cause, str]:
+    """Why an attempt left no record, by its job and the nodes of it that are down now."""
+    again = "it left no record, and the scheduler started it again"
+    if down:
+        return "node_failure", f"lost with {', '.join(down)}: {again}"
+    if not job_id or job_id == os.environ.get("SLURM_JOB_ID"):
+        return "node_failure", f"lost with its node, or killed: {again}"
+    fields = job_fields(job_id) or {}
+    state = fields.get("JobState", "")
+    if state.startswith("NODE_FAIL"):
+        return "node_failure", f"job {job_id} was lost with a node and left no record"
+    if state.startswith("PREEMPTED") or scheduler_view(fields, 0).preempted:
+        return "preempted", f"job {job_id} was preempted and left no record"
+    if state.startswith("TIMEOUT"):
+        return "time_limit", f"job {job_id} ran into its time limit and left no record"
+    return "killed", f"job {job_id} was killed before it could leave a record"
 
 
 def _left_out(down: tuple[str, ...]) -> tuple[str, ...]:

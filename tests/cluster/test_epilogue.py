@@ -15,6 +15,7 @@ from cluster import fsio
 from cluster.decision import Decision, SchedulerView
 from cluster.epilogue import exit_code
 from cluster.evidence import scheduler_view
+from cluster.unrecorded import record_lost
 from tests.cluster.bench import REPOSITORY
 
 HEAVY = ("torch", "numpy", "submitit", "pydantic", "mlflow", "yaml")
@@ -147,6 +148,23 @@ def test_at_term_the_requeue_is_asked_for_before_anything_about_nodes(
     written = record(stage)
     assert (written["cause"], written["exclude"]) == ("node_failure", ["n2"])
     assert written["requeue_asked"]
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "policy"),
+    [("41", "TIMEOUT", "counted"), ("41", "NODE_FAIL", "free"), ("42", "TIMEOUT", "free")],
+)
+def test_a_successor_counts_the_attempt_that_left_no_record_unless_its_node_failed(
+    job: str, state: str, policy: str, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same job (42) that runs again was requeued by the scheduler, whatever it says of it."""
+    shown = f"JobId={job} JobState={state} Reason=None Restarts=0 PreemptTime=None"
+    for name, value in fake_slurm(tmp_path, shown).items():
+        monkeypatch.setenv(name, value)
+    lost = fsio.make_dir(stage / "attempts" / "s001r000")
+    fsio.write_json(lost / "start.json", {"job_id": job})
+    record_lost(stage, 1, 1)
+    assert record(stage)["policy"] == policy
 
 
 def test_cancel_json_stops_even_a_running_job(stage: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from cluster.causes import (
 )
 from cluster.decision import Decision, Ending, Memory, PastAttempt, SchedulerView, decide
 from cluster.exclusion import Placement, admit, culprits
+from cluster.leaving_out import is_choosy
 
 REQUEUED = SchedulerView(running=False, requeued=True)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "retries.md"
@@ -285,3 +286,18 @@ def test_the_documented_table_is_the_one_that_holds() -> None:
     assert [row[0] for row in rows] == list(CAUSES)
     for cause, retry, excluded in rows:
         assert (RULES[cause].retry, RULES[cause].exclude_node) == (retry, bool(excluded))
+
+
+@pytest.mark.parametrize(
+    ("fields", "choosy"),
+    [
+        ({"Features": "(null)", "ReqNodeList": "(null)", "TresPerNode": "gres:gpu:2"}, False),
+        ({"TresPerNode": "gres:gpu:h200:2"}, True),
+        ({"Features": "h200&ib"}, True),
+    ],
+)
+def test_a_waiting_job_that_asks_for_a_kind_of_node_keeps_them_all(
+    fields: dict[str, str], choosy: bool
+) -> None:
+    """How many there are of that kind the size of the partition does not tell."""
+    assert is_choosy(fields) is choosy

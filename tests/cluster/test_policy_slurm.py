@@ -182,6 +182,7 @@ def test_later_jobs_of_a_run_are_submitted_without_its_bad_nodes(
     entry = {"name": "probe", "kind": "probe", "key": key}
     fsio.make_dir(store.run_dir("r"))
     fsio.write_json(store.run_dir("r") / "plan.json", {"stages": [entry]})
+    fsio.write_json(store.run_dir("r") / "run.json", {"submitted_at": 0.0})
     stage.claim(1, "earlier", {"run_id": "r"})
     fsio.make_dir(stage.attempts / "s001r000")
     fsio.write_json(stage.attempts / "s001r000" / "exit.json", {"exclude": ["n2"]})
