@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -74,12 +74,23 @@ class SubmittedRun:
 
 
 def hand_over(
-    orders: Sequence[Order], run: Mapping[str, Any], store: Store, executor: Executor
+    orders: Sequence[Order],
+    run: Mapping[str, Any],
+    store: Store,
+    executor: Executor,
+    begin: Callable[[], None] = lambda: None,
 ) -> SubmittedRun:
     """See to all orders, upstream first; parts of one stage are handed over together.
 
     All or nothing: what is known to be impossible is refused before anything is submitted, and
     when a job is refused all the same, those made before it are taken back.
+
+    Args:
+        orders: of the whole run.
+        run: its run.json.
+        store: where it lies.
+        executor: who gets the jobs.
+        begin: called once nothing is known to be impossible, before the first job.
 
     Raises:
         Refused: a job that this site will never start.
@@ -93,13 +104,14 @@ def hand_over(
     parts: dict[str, list[Order]] = {}
     for order in orders:
         parts.setdefault(order.part_of or "", []).append(order)
+    begin()
     try:
         for order in orders:
             if order.name not in walk.done:
                 # Parts of one stage have the same upstream: where one may be handed over, all may.
                 walk.see_to(parts[order.part_of] if order.part_of else [order])
     except (SchedulerError, RequestError) as error:
-        raise take_back(walk.made, error, executor) from error
+        raise take_back(walk.made, error, executor, run["run_id"], store) from error
     stages = tuple(walk.done[order.name] for order in orders)
     return SubmittedRun(run_id=run["run_id"], stages=stages, handles=walk.handles)
 
@@ -122,12 +134,16 @@ class _Walk:
     done: dict[str, SubmittedStage] = field(default_factory=dict)
     handles: dict[str, JobHandle] = field(default_factory=dict)
     made: list[Made] = field(default_factory=list)
+    succeeded_by_others: set[str] = field(default_factory=set)
 
     def check(self, orders: Sequence[Order]) -> None:
         """Refuse what cannot be submitted, or would wait for ever, before anything is written."""
         requests = {order.name: self._request(order, "check") for order in orders}
         for request in requests.values():
             self.executor.render(request)
+        for chunk in self._arrays([order for order in orders if order.part_of]):
+            tasks = tuple(self._request(one, "check", task) for task, one in chunk.items())
+            self.executor.render(ArrayRequest(folder=self.store.array_dir("check"), tasks=tasks))
         found = limits.problems(self.executor.name, requests)
         if found:
             lines = "\n".join(f"  {one}" for one in found)
@@ -135,18 +151,38 @@ class _Walk:
 
     def see_to(self, group: Sequence[Order]) -> None:
         """One stage, or all parts of one."""
-        wanted = [order for order in group if order.action in _SUBMITTED]
+        wanted = [self._carried(order) for order in group if order.action in _SUBMITTED]
         for order in group:
             if order.action == "attach":
                 self._note(order, "attach", live_handle(order.stage))
-            elif order not in wanted:
+            elif order.action not in _SUBMITTED:
                 self._note(order, order.action, None)
         if len(group) > 1 and wanted:
-            for chunk in chunks(wanted, self.executor.array_limit()):
+            for chunk in self._arrays(wanted):
                 self._submit_array(chunk)
         else:
             for order in wanted:
                 self._submit(order)
+
+    def _arrays(self, parts: Sequence[Order]) -> Iterator[dict[int, Order]]:
+        """Parts that may be one array: of one stage, asking for the same resources.
+
+        They begin alike, but one that ran out of memory asks for more when it is submitted again.
+        """
+        alike: dict[tuple[str | None, str], list[Order]] = {}
+        for part in parts:
+            alike.setdefault((part.part_of, repr(part.resources)), []).append(part)
+        for group in alike.values():
+            yield from chunks(group, self.executor.array_limit())
+
+    def _carried(self, order: Order) -> Order:
+        """The order as its upstream asks for: a job that is replaced by another one has failed.
+
+        To wait for its success would end the dependent, so that goes by what its prologue finds.
+        """
+        if not self.succeeded_by_others & set(order.upstream):
+            return order
+        return replace(order, resources=replace(order.resources, requeue=False))
 
     def _submit(self, order: Order) -> None:
         name = job_name(order.name, order.stage, order.n)
@@ -234,9 +270,16 @@ class _Walk:
                 **self._details(order),
             )
         )
-        if handle is not None:
-            self.made.append((order.name, order.stage, handle))
-            self._note(order, order.action, handle)
+        if handle is None:
+            return
+        newest = order.stage.latest_intent() or {}
+        if newest.get("n", order.n) > order.n:  # taken for a claim whose submitter was killed
+            with contextlib.suppress(SchedulerError):  # it would leave by itself
+                self.executor.cancel([handle])
+            self._attach(replace(order, n=newest["n"]))
+            return
+        self.made.append((order.name, order.stage, handle))
+        self._note(order, order.action, handle)
 
     def _attach(self, order: Order) -> None:
         self._note(order, "attach", _await_handle(order, self.executor))
@@ -247,6 +290,9 @@ class _Walk:
     def _note(self, order: Order, action: str, handle: JobHandle | None) -> None:
         if handle is not None:
             self.handles[order.name] = handle
+            claimed = (order.stage.latest_intent() or {}).get("resources", {})
+            if not claimed.get("requeue", True):
+                self.succeeded_by_others.add(order.name)
         self.done[order.name] = SubmittedStage(
             name=order.name,
             action=action,

@@ -70,10 +70,12 @@ def combined(stage: PolicySpec, default: PolicySpec) -> dict[str, Any]:
 def bad_nodes(run_id: str, store: Store) -> tuple[str, ...]:
     """Nodes that attempts of a run were lost to, in jobs that were submitted for this very run.
 
-    A stage that the run shares with others may have had attempts of theirs.
+    A stage that the run shares with others may have had attempts of theirs. Attempts of before the
+    run was submitted last no longer count: whoever submits anew begins with all nodes.
     """
     try:
         entries = store.read_plan(run_id)["stages"]
+        since = float(store.read_run(run_id).get("submitted_at", 0.0))
     except FileNotFoundError:
         return ()
     found: list[str] = []
@@ -81,16 +83,17 @@ def bad_nodes(run_id: str, store: Store) -> tuple[str, ...]:
         stage = store.stage_dir(entry["kind"], entry["key"])
         for attempt in stage.attempt_records():
             nodes = (attempt["exit"] or {}).get("exclude") or ()
-            if nodes and _run_of(stage, str(attempt["id"])) == run_id:
+            claim = _claim_of(stage, str(attempt["id"])) if nodes else {}
+            began = float((attempt["start"] or {}).get("started_at") or claim.get("at", 0.0))
+            if claim.get("run_id") == run_id and began >= since:
                 found += nodes
     return tuple(dict.fromkeys(found))
 
 
-def _run_of(stage: StageDir, attempt: str) -> str | None:
-    """The run for which an attempt was submitted; its id begins with the submission's number."""
+def _claim_of(stage: StageDir, attempt: str) -> dict[str, Any]:
+    """The claim an attempt was submitted with; its id begins with the submission's number."""
     number = attempt.removeprefix("s").partition("r")[0]
-    claim = stage.intent(int(number)) if number.isdigit() else None
-    return str(claim["run_id"]) if claim and "run_id" in claim else None
+    return (stage.intent(int(number)) if number.isdigit() else None) or {}
 
 
 def without(nodes: Sequence[str], resources: Resources, partition_nodes: int | None) -> Resources:
@@ -118,10 +121,20 @@ def without(nodes: Sequence[str], resources: Resources, partition_nodes: int | N
 def avoiding(run_id: str, store: Store, resources: Sequence[Resources]) -> list[Resources]:
     """The resources of jobs of a run, without the nodes that it lost attempts to.
 
-    The scheduler is asked for the size of the partitions only where there are such nodes.
+    The scheduler is asked for the size of the partitions only where there are such nodes. A job
+    that asks for a kind of node keeps them all: how many there are of that kind is not known, and
+    sbatch would refuse a job that none are left for.
     """
     nodes = bad_nodes(run_id, store)
     if not nodes:
         return list(resources)
     sizes = {name: partition_size(name) for name in {one.partition for one in resources}}
-    return [without(nodes, one, sizes[one.partition]) for one in resources]
+    return [
+        one if _is_choosy(one) else without(nodes, one, sizes[one.partition]) for one in resources
+    ]
+
+
+def _is_choosy(one: Resources) -> bool:
+    """Whether not every node of its partition will do."""
+    other = {key.replace("_", "-") for key in one.extra} & {"gres", "cluster-constraint", "mincpus"}
+    return bool(one.constraint or one.nodelist or one.reservation or one.gpu_type or other)

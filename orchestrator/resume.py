@@ -9,10 +9,9 @@ from typing import Any
 
 from cluster.batch import check_text
 from cluster.contract import Executor, JobHandle, Phase, Resources, resources_from
-from orchestrator.endings import excluded_nodes
 from orchestrator.errors import Refused
 from orchestrator.explain import Commands
-from orchestrator.facts import StoreFacts
+from orchestrator.facts import StoreFacts, to_stderr
 from orchestrator.handover import Order, SubmittedRun, hand_over
 from orchestrator.pending import NEVER
 from orchestrator.sharing import cancel_file_of
@@ -66,19 +65,24 @@ def resume(
 
     Raises:
         KeyError: the run has no stage of that name.
-        Refused: the changes do not fit, or it is not clear to what stage they belong.
+        Refused: a stage was never submitted, the changes do not fit, or it is not clear to what
+            stage they belong; nothing was changed.
         SchedulerError: a job was refused.
     """
     work = _Resumption(run_id=run_id, store=store)
     wanted = set(work.named) if stage is None else work.with_upstream(stage)
     actions = work.actions(wanted)
+    work.refuse_unknown(actions)
     changed = work.changed(stage, actions, changes or Changes())
-    cancel_file_of(run_id, store).unlink(missing_ok=True)
-    replaced = [handle for name in actions if (handle := work.replaced.get(name)) is not None]
-    if replaced:
-        executor.cancel(replaced)
     orders = [work.order(name, action, changed.get(name)) for name, action in actions.items()]
-    run = hand_over(orders, work.run, store, executor)
+    replaced = [handle for name in actions if (handle := work.replaced.get(name)) is not None]
+
+    def begin() -> None:
+        if replaced:
+            executor.cancel(replaced)
+        cancel_file_of(run_id, store).unlink(missing_ok=True)
+
+    run = hand_over(orders, work.run, store, executor, begin)
     return Resumed(run=run, left=tuple(work.broken(set(work.named) - wanted)))
 
 
@@ -97,7 +101,8 @@ class _Resumption:
         self.run = self.store.read_run(self.run_id)
         entries = self.store.read_plan(self.run_id)["stages"]
         self.named = {entry["name"]: entry for entry in entries}
-        self.facts = StoreFacts(self.store, [(e["kind"], e["key"]) for e in entries])
+        wanted = [(entry["kind"], entry["key"]) for entry in entries]
+        self.facts = StoreFacts(self.store, wanted, to_stderr)
 
     def folder(self, name: str) -> StageDir:
         """The folder of a stage."""
@@ -128,6 +133,21 @@ class _Resumption:
             if whole is None or whole.asks_for(entry["key"]) or action != "resume":
                 actions[name] = action
         return actions
+
+    def refuse_unknown(self, actions: Mapping[str, str]) -> None:
+        """Refuse stages of which no stage.json says what to do: only submit can write that."""
+        unknown = [
+            name
+            for name, action in actions.items()
+            if action == "resume" and self.folder(name).stage() is None
+        ]
+        if unknown:
+            again = Commands.of(self.run_id, self.store).submit()
+            was = "was" if len(unknown) == 1 else "were"
+            raise Refused(
+                f"{', '.join(unknown)} {was} never submitted, or the folder is gone; `{again}`"
+                " submits what is missing and goes on with the rest"
+            )
 
     def broken(self, names: Collection[str]) -> list[str]:
         """Of these the stages that neither have a result nor a job."""
@@ -224,7 +244,7 @@ class _Resumption:
             raise Refused(f"{name} with {ranks}: {error}{fits}") from None
 
     def resources(self, name: str) -> Resources:
-        """What the stage asked for last in this run, without the nodes that failed it."""
+        """What the stage asked for last in this run, with the memory it has come to."""
         entry, folder = self.named[name], self.folder(name)
         submission, values = folder.latest_submission(), dict(entry["resources"])
         since = float(self.run.get("submitted_at", 0.0))
@@ -236,16 +256,11 @@ class _Resumption:
         grown = [one["exit"].get("mem_gb") for one in self.attempts[name] if one["exit"]]
         if resources.mem_gb is not None:
             resources = replace(resources, mem_gb=max([resources.mem_gb, *filter(None, grown)]))
-        bad = excluded_nodes([one for attempts in self.attempts.values() for one in attempts])
-        named = [resources.exclude] if resources.exclude else []
-        return replace(resources, exclude=",".join(dict.fromkeys([*named, *bad])) or None)
+        return resources
 
     @cached_property
     def attempts(self) -> dict[str, list[dict[str, Any]]]:
-        """Of each stage the attempts since the run was submitted last.
-
-        For as long as that, the nodes that failed one of its stages are left out by all.
-        """
+        """Of each stage the attempts since the run was submitted last."""
         since = float(self.run.get("submitted_at", 0.0))
         return {
             name: [one for one in self.folder(name).attempt_records() if _began(one) >= since]

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from cluster import fsio
 from cluster.contract import Executor, JobHandle, Resources, SchedulerError
 from cluster.patience import Trouble, UnknownOutcome, trouble_of
-from orchestrator.store import SCHEMA_VERSION, StageDir
+from orchestrator.sharing import other_runs
+from orchestrator.store import SCHEMA_VERSION, StageDir, Store
 
 Made = tuple[str, StageDir, JobHandle]
 
@@ -40,22 +41,30 @@ def refusal(stage: str, resources: Resources, error: SchedulerError) -> Schedule
     return SchedulerError(f"stage {stage}: {error}" + (f" ({told})" if told else ""))
 
 
-def take_back(made: Sequence[Made], error: Exception, executor: Executor) -> Exception:
+def take_back(
+    made: Sequence[Made], error: Exception, executor: Executor, run_id: str, store: Store
+) -> Exception:
     """Cancel the jobs made before `error`; the error that tells what became of them.
 
-    Jobs that were attached to are none of them. Where the scheduler does not answer they stay: they
-    are recorded, and the next submission goes on with them.
+    Jobs that were attached to are none of them, and those that another run wants as well stay: it
+    may have attached to them since. Where the scheduler does not answer all stay: they are
+    recorded, and the next submission goes on with them.
 
     Args:
         made: name of the stage, its folder and its job, in the order of submission.
         error: why the next job was not made.
         executor: whose jobs they are.
+        run_id: the run they were made for.
+        store: where it lies.
     """
     if not made:
         unknown = isinstance(error, UnknownOutcome)
         return error if unknown else _told(error, "nothing was submitted")
     if trouble_of(error) is not Trouble.REFUSED:
         return _told(error, _stays(made))
+    made, kept = _parted(made, run_id, store)
+    if not made:
+        return _told(error, kept.removeprefix("; "))
     for _, stage, _ in reversed(made):
         _mark(stage, str(error))
     try:
@@ -63,9 +72,22 @@ def take_back(made: Sequence[Made], error: Exception, executor: Executor) -> Exc
     except SchedulerError as silence:
         for _, stage, _ in made:
             stage.cancel_file.unlink(missing_ok=True)
-        return _told(error, f"they could not be taken back ({silence}): {_stays(made)}")
+        return _told(error, f"they could not be taken back ({silence}): {_stays(made)}{kept}")
     jobs = ", ".join(f"{name} (job {handle.job_id})" for name, _, handle in made)
-    return _told(error, f"what had been submitted before it was taken back: {jobs}")
+    return _told(error, f"what had been submitted before it was taken back: {jobs}{kept}")
+
+
+def _parted(made: Sequence[Made], run_id: str, store: Store) -> tuple[list[Made], str]:
+    """The jobs that only this run wants, and words about the others."""
+    keys = {name: str((stage.stage() or {}).get("key")) for name, stage, _ in made}
+    shared = other_runs(run_id, keys.values(), store)
+    others = [
+        f"{name} (job {handle.job_id}) for run {shared[keys[name]][-1]}"
+        for name, _, handle in made
+        if keys[name] in shared
+    ]
+    words = f"; what another run wants as well stays: {', '.join(others)}" if others else ""
+    return [one for one in made if keys[one[0]] not in shared], words
 
 
 def _stays(made: Sequence[Made]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import platform
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from cluster import fsio
 from cluster.contract import Executor, SchedulerError
 from cluster.patience import Patience, answered
 from cluster.transport import Transport
-from orchestrator.facts import StoreFacts
+from orchestrator.facts import StoreFacts, to_stderr
 from orchestrator.handover import Order, SubmittedRun, SubmittedStage, hand_over
 from orchestrator.plan import Plan, PlannedStage, StageFacts, decide, load_recipe, make_plan
 from orchestrator.schema import Recipe
@@ -79,8 +78,9 @@ def prepare(
         registered=registered_encoders(store, recipe.tracking.uri),
     )
     wanted = [(stage.kind, stage.key) for stage in bare.stages]
-    patience = Patience(say=_to_stderr) if patient else Patience(seconds=0.0)
-    facts = answered(lambda: StoreFacts(store, wanted), patience)
+    patience = Patience(say=to_stderr) if patient else Patience(seconds=0.0)
+    say = to_stderr if patient else None
+    facts = answered(lambda: StoreFacts(store, wanted, say), patience)
     plan = decide(bare, facts)
     transport = transport_of(plan, executor, store.root)
     return Prepared(
@@ -130,10 +130,6 @@ def executor_for(run: Mapping[str, Any]) -> Executor:
     from cluster.executors import make
 
     return make(run["executor"])
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _write_run(

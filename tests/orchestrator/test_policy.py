@@ -70,6 +70,7 @@ def store(tmp_path: Path) -> Store:
     entries = [{"name": name, "kind": name, "key": KEY} for name in ("pretrain", "probe")]
     fsio.make_dir(store.run_dir("ours"))
     fsio.write_json(store.run_dir("ours") / "plan.json", {"stages": entries})
+    fsio.write_json(store.run_dir("ours") / "run.json", {"submitted_at": 1.0})
     for kind, n, run in [("pretrain", 1, "theirs"), ("pretrain", 2, "ours"), ("probe", 1, "ours")]:
         store.stage_dir(kind, KEY).claim(n, "a-name", {"run_id": run})
     return store

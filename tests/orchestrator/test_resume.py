@@ -23,7 +23,7 @@ from orchestrator import cancel as cancellation
 from orchestrator import retry
 from orchestrator.errors import Refused
 from orchestrator.resume import Changes, Resumed, resume
-from orchestrator.sharing import given_up
+from orchestrator.sharing import cancel_file_of, given_up
 from tests.orchestrator.fabricated import KINDS, FabricatedRun
 
 CONFIG = {
@@ -160,6 +160,24 @@ def test_a_job_that_waits_for_a_parent_that_is_submitted_anew_is_replaced(
     assert [handle.job_id for handle in probe.after] == [jobs(again)["pretrain"]]
 
 
+def test_what_cannot_go_on_is_refused_before_anything_is_cancelled_or_claimed(
+    run: FabricatedRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = resume(run.run_id, run.store, cluster)
+    cluster.states.pop(jobs(first)["pretrain"])  # the jobs behind it are to be replaced
+    cancel = cancel_file_of(run.run_id, run.store)
+    fsio.write_json(cancel, {"at": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.limits.problems", lambda name, jobs: ["probe: is too large"])
+        with pytest.raises(Refused, match="probe: is too large"):
+            resume(run.run_id, run.store, cluster)
+    run.stage("probe").stage_file.unlink()
+    with pytest.raises(Refused, match=r"probe was never submitted.*`orchestrate submit"):
+        resume(run.run_id, run.store, cluster)
+    assert cluster.cancelled == [] and cancel.exists()
+    assert run.stage("pretrain").latest_intent() == run.stage("pretrain").intent(1)
+
+
 def test_a_job_whose_dependency_will_never_be_met_is_replaced(
     run: FabricatedRun, cluster: Cluster
 ) -> None:
@@ -228,11 +246,13 @@ def test_a_stage_with_a_job_or_a_result_takes_no_changes(
 
 
 def test_bad_nodes_stay_out_for_the_whole_run_and_grown_memory_for_its_stage(
-    run: FabricatedRun, cluster: Cluster
+    run: FabricatedRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = {"started_at": 20.0}
-    run.attempt("pretrain", start=start, exit={"exclude": ["n7"], "mem_gb": 32.0})
-    run.attempt("pretrain", "s000r000", start={"started_at": 5.0}, exit={"exclude": ["n1"]})
+    monkeypatch.setattr("orchestrator.policy.partition_size", lambda name: 8)
+    run.stage("pretrain").claim(1, "a-name", {"run_id": run.run_id, "resources": {}})
+    ended = {"exclude": ["n7"], "mem_gb": 32.0}
+    run.attempt("pretrain", "s001r001", start={"started_at": 20.0}, exit=ended)
+    run.attempt("pretrain", "s001r000", start={"started_at": 5.0}, exit={"exclude": ["n1"]})
     again = resume(run.run_id, run.store, cluster)
     asked = {name: cluster.requests[job].resources for name, job in jobs(again).items()}
     assert {one.exclude for one in asked.values()} == {"n7"}

@@ -27,7 +27,7 @@ from orchestrator import submit as submission
 from orchestrator.cancel import cancel, look
 from orchestrator.jobs import job_name
 from orchestrator.resume import resume
-from orchestrator.store import StageDir, Store
+from orchestrator.store import StageDir, Store, Submission
 from tests.e2e.conftest import TINY
 
 
@@ -181,6 +181,75 @@ def test_jobs_attached_to_are_not_taken_back(store: Store, scheduler: Scheduler)
     with pytest.raises(SchedulerError, match="taken back"):
         _submit(store)
     assert scheduler.cancelled == ["5", "4"]
+
+
+def test_a_job_that_another_run_wants_as_well_is_not_taken_back(
+    store: Store, scheduler: Scheduler
+) -> None:
+    index = submission.prepare(store.root.parent / "tiny.yaml", [], store).plan.stages[0]
+    folder = fsio.make_dir(store.run_dir("theirs"))
+    fsio.write_json(folder / "run.json", {"run_id": "theirs", "created_at": 1.0})
+    fsio.write_json(folder / "plan.json", {"stages": [{"name": "index", "key": index.key}]})
+    scheduler.refuse_from, scheduler.refusal = 3, "sbatch: exit code 1: Invalid account"
+    with pytest.raises(SchedulerError, match=r"stays: index-synthetic-motion \(job 1\) for run th"):
+        _submit(store)
+    assert scheduler.cancelled == ["3", "2"]
+    assert store.stage_dir(index.kind, index.key).cancelled() is None
+
+
+def test_who_is_taken_for_dead_while_it_submits_leaves_the_stage_to_the_newer_claim(
+    store: Store, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked = scheduler.submit, list[str]()
+    recorded = Submission(
+        n=1,
+        run_id="r",
+        stage="index",
+        job_name="newer",
+        handle=None,
+        dependencies=(),
+        resources={},
+        tracking=None,
+        code=None,
+    )
+
+    def slow(request: JobRequest) -> JobHandle:
+        handle = made(request)
+        asked.append(request.name)
+        if len(asked) == 1:  # another node finds a claim and no job
+            stage = StageDir(Path(request.target[0]))
+            stage.claim(2, "newer", {"resources": {}})
+            handle = replace(made(replace(request, name="newer")), job_id="2")
+            stage.record_submission(replace(recorded, n=2, handle=handle))
+            return replace(handle, job_id="1")
+        return handle
+
+    monkeypatch.setattr(scheduler, "submit", slow)
+    run = _submit(store)
+    assert scheduler.cancelled == ["1"]
+    assert (run.stages[0].action, run.stages[0].job_id) == ("attach", "2")
+    pretrain = next(one for one in scheduler.requests if one.name.startswith("pretrain"))
+    assert [handle.job_id for handle in pretrain.after] == ["2"]
+
+
+def test_who_waits_for_a_job_that_leaves_a_successor_does_not_wait_for_its_success(
+    store: Store, scheduler: Scheduler
+) -> None:
+    run = _submit(store)
+    claim = _stage(store, run, "pretrain").path / "submission-1.intent.json"
+    resources = {**fsio.read_json(claim)["resources"], "requeue": False}
+    fsio.write_json(claim, {**fsio.read_json(claim), "resources": resources})
+    ids = {stage.name: stage.job_id for stage in run.stages}
+    scheduler.gone.update({ids["probe"], ids["probe_random"], ids["report"]})
+    again = {stage.name: stage for stage in _submit(store).stages}
+    assert again["pretrain"].action == "attach"
+    asked = {
+        name: scheduler.requests[int(again[name].job_id) - 1]
+        for name in ("probe", "probe_random", "report")
+    }
+    waits = {name: not request.resources.requeue for name, request in asked.items()}
+    assert waits == {"probe": True, "probe_random": False, "report": True}
+    assert all(bool(request.prologue) == waits[name] for name, request in asked.items())
 
 
 def test_what_no_script_may_hold_is_refused_before_anything_is_written(
@@ -401,6 +470,21 @@ def test_resume_submits_only_the_broken_parts_as_a_smaller_array(
     whole = next(one for one in scheduler.requests[6:] if one.task is None)
     assert [handle.job_id for handle in whole.after] == ["7", "3", "8"]
     assert [handle.array_size for handle in whole.after] == [2, 4, 2]
+
+
+def test_parts_that_need_different_memory_are_arrays_of_their_own(
+    divided: Store, scheduler: Scheduler
+) -> None:
+    run = _submit(divided, "++cluster.resources.mem_gb=4")
+    attempt = fsio.make_dir(_stage(divided, run, PARTS[2]).attempts / "s001r000")
+    fsio.write_json(attempt / "start.json", {"started_at": 4e9})
+    fsio.write_json(attempt / "exit.json", {"mem_gb": 6.0})
+    scheduler.gone.update("123456")
+    resume(run.run_id, divided, scheduler)
+    asked = {request.target[0]: request.resources.mem_gb for request in scheduler.requests[6:]}
+    found = [asked[str(_stage(divided, run, name).path)] for name in PARTS]
+    assert found == [4.0, 4.0, 6.0, 4.0]
+    assert _numbers(scheduler.arrays[-1]) == [0, 1, 3]
 
 
 def test_a_single_broken_part_is_a_job_by_itself(divided: Store, scheduler: Scheduler) -> None:
