@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -71,7 +72,7 @@ class Limits:
         nodes: of all partitions.
         accounts: of this user, empty where accounting does not enforce them.
         qos: quotas by name of the QOS.
-        in_queue: how many jobs of this user wait or run.
+        in_queue: account, QOS and partition of each job of this user that waits or runs.
     """
 
     config: Mapping[str, str]
@@ -79,7 +80,7 @@ class Limits:
     nodes: Sequence[Nodes] = ()
     accounts: Sequence[Account] = ()
     qos: Mapping[str, Quota] = field(default_factory=dict)
-    in_queue: int = 0
+    in_queue: Sequence[tuple[str, str, str]] = ()
     default_account: str = ""
 
 
@@ -95,7 +96,7 @@ def problems(executor: str, requests: Mapping[str, JobRequest]) -> list[str]:
 
     try:
         limits = read_limits()
-    except SchedulerError:
+    except (SchedulerError, ValueError):  # nobody answered, or in words of another SLURM
         return []
     return check(requests, limits, os.environ)
 
@@ -113,7 +114,8 @@ def check(
         named = wanted.partition or shell.get("SBATCH_PARTITION") or _default(limits.partitions)
         account = wanted.account or shell.get("SBATCH_ACCOUNT") or limits.default_account
         qos = wanted.qos or shell.get("SBATCH_QOS") or ""
-        found += [f"{stage}: {one}" for one in _against_accounting(wanted, account, qos, limits)]
+        accounting = _against_accounting(wanted, account, qos, named, limits)
+        found += [f"{stage}: {one}" for one in accounting]
         # Of several partitions one is enough.
         tries = [
             _against_partition(wanted, partition, account, qos, limits)
@@ -243,7 +245,9 @@ def _of(nodes: Sequence[Nodes], what: str) -> dict[int, float]:
     return {n: float(getattr(one, what)) for n, one in enumerate(nodes)}
 
 
-def _against_accounting(wanted: Resources, account: str, qos: str, limits: Limits) -> Iterable[str]:
+def _against_accounting(
+    wanted: Resources, account: str, qos: str, partition: str, limits: Limits
+) -> Iterable[str]:
     if not limits.accounts:
         return
     mine = [one for one in limits.accounts if one.name == account]
@@ -255,25 +259,39 @@ def _against_accounting(wanted: Resources, account: str, qos: str, limits: Limit
     if qos and allowed and qos not in allowed:
         yield f"resources.qos is {qos!r}; account {account} may use {', '.join(sorted(allowed))}"
         return
-    for quota in _quotas(account, qos, limits):
-        yield from _beyond(wanted, quota)
+    yield from _beyond(wanted, _quotas(account, qos, partition, limits))
 
 
-def _quotas(account: str, qos: str, limits: Limits) -> list[Quota]:
+def _quotas(account: str, qos: str, partition: str, limits: Limits) -> list[Quota]:
+    """What limits a job, in the order of precedence: each limit holds where it is first set.
+
+    That of the partition's QOS, then of the job's, or the other way round where the job's says so,
+    then of the association. Which of several partitions a job gets is not known beforehand.
+    """
     mine = [one for one in limits.accounts if one.name == account and not one.partition]
-    used = qos or next((one.default_qos for one in mine if one.default_qos), "")
-    return [*(one.quota for one in mine), *([limits.qos[used]] if used in limits.qos else [])]
+    default = "normal" if "normal" in limits.qos else ""
+    used = qos or next((one.default_qos for one in mine if one.default_qos), default)
+    own = [limits.qos[used]] if used in limits.qos else []
+    if (used and not own) or "," in partition:
+        return []
+    name = limits.partitions.get(partition, {}).get("QoS", "")
+    of_partition = [limits.qos[name]] if name in limits.qos else []
+    first = own and "OverPartQOS" in own[0].flags
+    both = [*own, *of_partition] if first else [*of_partition, *own]
+    return [*both, *(one.quota for one in mine)]
 
 
-def _beyond(wanted: Resources, quota: Quota) -> Iterable[str]:
+def _beyond(wanted: Resources, quotas: Sequence[Quota]) -> Iterable[str]:
     minutes = math.ceil(wanted.hours * 60)
-    if quota.max_minutes is not None and minutes > quota.max_minutes:
+    quota = next((one for one in quotas if one.max_minutes is not None), None)
+    if quota is not None and quota.max_minutes is not None and minutes > quota.max_minutes:
         allowed = f"{quota.max_minutes / 60:g}"
         yield f"resources.hours is {wanted.hours:g}; {quota.where} allows {allowed} (MaxWall)"
     asked = {"node": wanted.nodes, "gres/gpu": wanted.nodes * wanted.gpus_per_node}
     keys = {"node": "resources.nodes", "gres/gpu": "resources.nodes x gpus_per_node"}
     for name, value in asked.items():
-        if name in quota.max_tres and value > quota.max_tres[name]:
+        quota = next((one for one in quotas if name in one.max_tres), None)
+        if quota is not None and value > quota.max_tres[name]:
             most = f"{quota.max_tres[name]:g}"
             yield f"{keys[name]} is {value}; {quota.where} allows {most} a job (MaxTRES)"
 
@@ -283,22 +301,29 @@ def _too_many(requests: Mapping[str, JobRequest], limits: Limits, shell: Mapping
     most = limits.config.get("MaxJobCount", "")
     if most.isdigit() and len(requests) > int(most):
         return f"{len(requests)} jobs are to be submitted; the cluster holds {most} (MaxJobCount)"
-    jobs = [one.resources for one in requests.values()]
-    for account, qos in {
+    jobs = [
         (
-            one.account or shell.get("SBATCH_ACCOUNT") or limits.default_account,
-            one.qos or shell.get("SBATCH_QOS") or "",
+            one.resources.account or shell.get("SBATCH_ACCOUNT") or limits.default_account,
+            one.resources.qos or shell.get("SBATCH_QOS") or "",
+            one.resources.partition or shell.get("SBATCH_PARTITION") or _default(limits.partitions),
         )
-        for one in jobs
-    }:
-        for quota in _quotas(account, qos, limits):
-            if quota.max_submit is not None and limits.in_queue + len(jobs) > quota.max_submit:
-                return (
-                    f"{len(jobs)} jobs are to be submitted and {limits.in_queue} of yours are in"
-                    f" the queue; {quota.where} allows {quota.max_submit} (MaxSubmitJobs): submit a"
-                    " part of the recipe, or wait"
-                )
+        for one in requests.values()
+    ]
+    new, old = (Counter(_counted(job, limits) for job in some) for some in (jobs, limits.in_queue))
+    for place, count in new.items():
+        if place is not None and count + old[place] > place[1]:
+            return (
+                f"{count} jobs are to be submitted and {old[place]} of yours are in the queue;"
+                f" {place[0]} allows {place[1]} (MaxSubmitJobs): submit a part of the recipe, or"
+                " wait"
+            )
     return ""
+
+
+def _counted(job: tuple[str, str, str], limits: Limits) -> tuple[str, int] | None:
+    """Where a job of this account, QOS and partition is counted, and how many may be there."""
+    quotas = ((one.where, one.max_submit) for one in _quotas(*job, limits))
+    return next(((where, most) for where, most in quotas if most is not None), None)
 
 
 def minutes_of(text: str) -> int | None:

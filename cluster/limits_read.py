@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from dataclasses import replace
 
 from cluster.contract import SchedulerError
 from cluster.limits import Account, Limits, Nodes, Quota, minutes_of
@@ -25,14 +26,19 @@ def read_limits() -> Limits:
     config = parse_scontrol_config(_ask("scontrol", "show", "config"))
     partitions = parse_partitions(_ask("scontrol", "--oneliner", "show", "partition"))
     nodes = parse_nodes(_ask("sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%m|%G"))
-    enforced = config.get("AccountingStorageEnforce", "none")
-    if not set(enforced.split(",")) & {"associations", "limits", "qos", "safe", "all"}:
+    enforced = set(config.get("AccountingStorageEnforce", "none").split(","))
+    if not enforced & {"associations", "limits", "qos", "safe", "wckeys", "all"}:
         return Limits(config=config, partitions=partitions, nodes=nodes)
     try:
         accounts, default = parse_accounts(_sacctmgr("user", f"user={_me()}", "withassoc", _ASSOC))
         quotas = parse_qos(_sacctmgr("qos", _QOS))
     except SchedulerError:
         return Limits(config=config, partitions=partitions, nodes=nodes)
+    if not enforced & {"limits", "safe", "all"}:  # then accounts and QOS are only names
+        accounts = [replace(one, quota=Quota(where=one.quota.where)) for one in accounts]
+        quotas = {name: Quota(where=one.where, flags=one.flags) for name, one in quotas.items()}
+    if not enforced & {"qos", "all"}:
+        accounts = [replace(one, qos=()) for one in accounts]
     known = [one.quota for one in accounts] + list(quotas.values())
     counted = any(one.max_submit is not None for one in known)
     return Limits(
@@ -41,7 +47,7 @@ def read_limits() -> Limits:
         nodes=nodes,
         accounts=accounts,
         qos=quotas,
-        in_queue=_in_queue() if counted else 0,
+        in_queue=_in_queue() if counted else (),
         default_account=default,
     )
 
@@ -52,9 +58,10 @@ def _me() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
-def _in_queue() -> int:
+def _in_queue() -> list[tuple[str, str, str]]:
     mine = ("--user", str(os.geteuid()), "--states=PENDING,RUNNING,SUSPENDED,COMPLETING")
-    return len(_ask("squeue", "--noheader", "--array", "--format=%i", *mine).splitlines())
+    text = _ask("squeue", "--noheader", "--array", "--format=%a|%q|%P", *mine)
+    return parse_queue(text)
 
 
 def _sacctmgr(*words: str) -> str:
@@ -103,6 +110,12 @@ def parse_nodes(text: str) -> list[Nodes]:
             )
         )
     return found
+
+
+def parse_queue(text: str) -> list[tuple[str, str, str]]:
+    """Read `squeue --noheader --array --format=%a|%q|%P`: account, QOS and partition of a job."""
+    rows = [line.split("|") for line in text.splitlines() if line.strip()]
+    return [(account, qos, partition) for account, qos, partition in rows]
 
 
 def parse_accounts(text: str) -> tuple[list[Account], str]:

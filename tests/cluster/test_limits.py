@@ -15,6 +15,7 @@ from cluster.limits_read import (
     parse_nodes,
     parse_partitions,
     parse_qos,
+    parse_queue,
     read_limits,
 )
 from tests.slurm_cluster import PrivateSlurm
@@ -127,7 +128,10 @@ long|DenyOnLimit,PartitionTimeLimit|||
 def accounted(site: Limits) -> Limits:
     """A site that enforces what accounting says; three jobs are in the queue."""
     accounts, default = parse_accounts(ACCOUNTS)
-    return replace(site, accounts=accounts, qos=parse_qos(QOS), in_queue=3, default_account=default)
+    queue = parse_queue("video|normal|main\n" * 3)
+    return replace(
+        site, accounts=accounts, qos=parse_qos(QOS), in_queue=queue, default_account=default
+    )
 
 
 def test_accounts_and_qos_are_read(accounted: Limits) -> None:
@@ -181,8 +185,49 @@ def test_too_many_jobs_are_told_before_the_first(accounted: Limits) -> None:
     (line,) = check(two, accounted, {})
     assert line.startswith("2 jobs are to be submitted and 3 of yours are in the queue; account")
     assert "allows 4 (MaxSubmitJobs)" in line
-    tiny = replace(accounted, config={"MaxJobCount": "1"}, in_queue=0)
+    tiny = replace(accounted, config={"MaxJobCount": "1"}, in_queue=())
     assert "the cluster holds 1 (MaxJobCount)" in check(two, tiny, {})[0]
+
+
+def test_the_first_limit_of_partition_qos_and_association_holds(accounted: Limits) -> None:
+    """As SLURM has it: a QOS may allow more than the association, and count its own jobs only."""
+    wide = {"wide": Quota(where="QOS wide", max_submit=100, max_minutes=6000)}
+    free = [replace(one, qos=(*one.qos, "wide")) for one in accounted.accounts]
+    site = replace(accounted, qos={**accounted.qos, **wide}, accounts=free)
+    video: dict[str, Any] = {"account": "video", "qos": "wide"}
+    assert _found(site, **video, hours=48) == []
+    assert "QOS wide allows 100 (MaxWall)" in _found(site, **video, hours=101)[0]
+    many = {str(number): _request(**video) for number in range(20)}
+    assert check(many, site, {}) == []
+    own = {"main": {**site.partitions["main"], "QoS": "small"}}
+    (line,) = _found(replace(site, partitions=own, in_queue=()), **video, hours=2)
+    assert "QOS small allows 1 (MaxWall)" in line
+    others = replace(accounted, in_queue=parse_queue("root|normal|main\n" * 9))
+    assert check({"a": _request(account="video")}, others, {}) == []
+
+
+@pytest.mark.parametrize("enforced", ["associations", "limits", "associations,qos"])
+def test_limits_that_are_not_enforced_refuse_nothing(
+    enforced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        "config": f"AccountingStorageEnforce = {enforced}\n",
+        "partition": "PartitionName=main Default=YES State=UP\n",
+        "user": ACCOUNTS,
+        "qos": QOS,
+    }
+
+    def ask(*command: str, seconds: float = 0.0) -> str:
+        return next((text for key, text in told.items() if key in command), "")
+
+    monkeypatch.setattr("cluster.limits_read._ask", ask)
+    limits = read_limits()
+    asked = {"account": "video", "hours": 25}
+    assert bool(_found(limits, **asked)) is (enforced == "limits")
+    assert bool(_found(limits, account="root", qos="small")) is ("qos" in enforced)
+    told["user"] = "one field"
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    assert problems("slurm", {"probe": _request(**asked)}) == []
 
 
 @pytest.mark.parametrize(
