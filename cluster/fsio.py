@@ -95,20 +95,23 @@ def create_json(path: Path, value: Any, mode: int = PRIVATE_FILE) -> bool:
     return True
 
 
+class DamagedFile(ValueError):
+    """A file that is not the JSON object it should be; the message names it."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it is not a JSON object; the message names the file.
+        DamagedFile: it is not a JSON object; the message names the file.
     """
-    text = path.read_text(encoding="utf-8")
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise DamagedFile(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

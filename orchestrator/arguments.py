@@ -59,7 +59,10 @@ class Listed(StrEnum):
 
 def open_store(given: Path | None) -> Store:
     """The store that was named on the command line, or the default one."""
-    return Store(given.expanduser().absolute() if given else default_store())
+    root = given.expanduser().absolute() if given else default_store()
+    # Jobs, and commands that are copied, shall see no `..`; links stay where there is none, because
+    # what they lead to may have another path on the nodes.
+    return Store(root.resolve() if ".." in root.parts else root)
 
 
 def confirm(told: str, question: str, options: str, *, yes: bool, ask: bool = True) -> None:

@@ -46,6 +46,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the program; `--debug` may stand anywhere."""
+    # A stream that was closed (`>&-`) is None here; what was said to it is for nobody.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     arguments = sys.argv[1:]
     if "--debug" in arguments:
         os.environ[DEBUG] = "1"
@@ -103,9 +106,12 @@ def plan(
 ) -> None:
     """Show what `submit` would do; writes and submits nothing."""
     from orchestrator import answers
+    from orchestrator.errors import Refused
     from orchestrator.naming import find_recipe
     from orchestrator.submit import prepare
 
+    if sbatch and as_json:
+        raise Refused("--sbatch prints scripts, --json an object: say one of them")
     chosen = open_store(store)
     prepared = prepare(find_recipe(recipe), overrides or [], chosen)
     if sbatch:

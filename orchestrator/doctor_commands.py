@@ -41,12 +41,16 @@ def doctor(
     the shared file system, limits and more, and what it finds is kept for `submit` to use. The exit
     code is 3 if something cannot work.
     """
+    from cluster.contract import SchedulerError
     from orchestrator import answers
-    from orchestrator.checkup import check_up
+    from orchestrator.checkup import Check, check_up
+    from orchestrator.errors import Refused
     from orchestrator.naming import UnknownName, find_recipe
 
     if recipe and not job:
         raise UnknownName(f"{recipe}: a recipe is only looked at with --job")
+    if not job and (nodes is not None or gpus is not None):
+        raise Refused("--nodes and --gpus are about the job: they need --job")
     chosen = open_store(store)
     checks = check_up(chosen, partition)
     if job:
@@ -63,8 +67,11 @@ def doctor(
             gpus=gpus,
             patience_minutes=patience,
         )
-        with one_line(sys.stderr) as say:
-            checks += examine(wish, chosen, say)
+        try:
+            with one_line(sys.stderr) as say:
+                checks += examine(wish, chosen, say)
+        except SchedulerError as error:  # what was found out here is told all the same
+            checks.append(Check(name="job", state="failed", found=str(error)))
     answers.show_checks(checks, as_json=as_json)
     return 3 if any(check.state == "failed" for check in checks) else 0
 
@@ -130,10 +137,18 @@ def drill(
 @contextlib.contextmanager
 def one_line(stream: IO[str]) -> Iterator[Callable[[str], None]]:
     """A line on a terminal that is written over; elsewhere nothing is said of progress."""
+    import shutil
+
     if not stream.isatty():
         yield lambda text: None
         return
+
+    def say(text: str) -> None:
+        # A line that a terminal breaks could not be written over.
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{text[:width]}", end="", file=stream, flush=True)
+
     try:
-        yield lambda text: print(f"\r\x1b[K{text[:100]}", end="", file=stream, flush=True)
+        yield say
     finally:
         print("\r\x1b[K", end="", file=stream, flush=True)

@@ -74,7 +74,7 @@ def find_target(run_id: str, stage: str, store: Store, executor: Executor) -> Ta
     handle, attempt = record.handle, record.current
     where = f"{run_id}:{stage}"
     if record.result is not None or handle is None:
-        running = _running(run_id, store)
+        running = _running(run_id, store, executor)
         raise UnknownName(f"{where} does not run; {nearest('', running) or 'no stage of it does'}")
     state = executor.query([handle])[handle]
     start = (attempt or {}).get("start")
@@ -100,9 +100,15 @@ def find_target(run_id: str, stage: str, store: Store, executor: Executor) -> Ta
     )
 
 
-def _running(run_id: str, store: Store) -> list[str]:
-    records = read_records(run_id, store)
-    return [str(one.plan["name"]) for one in records if one.result is None and one.current]
+def _running(run_id: str, store: Store, executor: Executor) -> list[str]:
+    """The stages that have a running job; one question to the scheduler."""
+    records = [one for one in read_records(run_id, store) if one.handle is not None]
+    states = executor.query([one.handle for one in records if one.handle is not None])
+    return [
+        str(one.plan["name"])
+        for one in records
+        if one.handle is not None and states[one.handle].phase is Phase.RUNNING
+    ]
 
 
 def _hosts(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cluster.contract import Executor, Phase
+from cluster.contract import Executor, Phase, SchedulerError
 from orchestrator.drill import Fault, Target, stage_record
 from orchestrator.record import StageRecord
 from orchestrator.store import Store
@@ -147,7 +147,11 @@ class _Watch:
         elif record.handle is None:
             self.verdict = "it has no job any more"
         else:
-            state = executor.query([record.handle])[record.handle]
+            try:
+                state = executor.query([record.handle])[record.handle]
+            except SchedulerError:  # a controller that starts anew; the files go on telling
+                self._phase, self._gone_since = "not known, the scheduler does not answer", None
+                return
             self._phase = f"{state.phase} {state.reason}".strip()
             if state.phase is not Phase.GONE:
                 self._gone_since = None

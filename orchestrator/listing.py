@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 
 from cluster.contract import SchedulerError
+from cluster.fsio import DamagedFile
 from orchestrator.naming import shipped_recipes
+from orchestrator.record import read_records
 from orchestrator.shards import RECIPE_KINDS
 from orchestrator.status import RunStatus, read_statuses
 from orchestrator.store import Store
@@ -15,12 +18,28 @@ from orchestrator.store import Store
 def runs(store: Store, last: int | None) -> list[RunStatus]:
     """The last runs, newest first; each scheduler is asked once for all of them.
 
+    A run with a damaged file is passed over, with a warning on stderr.
+
     Args:
         store: where they lie.
         last: how many; None for all.
     """
     ids = store.run_ids()
-    return statuses(store, ids if last is None else ids[-last:])[::-1]
+    wanted = ids if last is None else ids[-last:]
+    try:
+        return statuses(store, wanted)[::-1]
+    except DamagedFile:
+        return statuses(store, [one for one in wanted if _readable(store, one)])[::-1]
+
+
+def _readable(store: Store, run_id: str) -> bool:
+    try:
+        store.read_run(run_id)
+        read_records(run_id, store)
+    except DamagedFile as error:
+        print(f"warning: {run_id} is left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def statuses(store: Store, run_ids: Sequence[str]) -> list[RunStatus]:

@@ -82,9 +82,14 @@ class Wanted:
     attempt: str | None = None
     pattern: re.Pattern[str] | None = None
 
-    def of(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
-        """Of these lines the wanted ones. In each rank's log a line says which attempt begins."""
-        current: dict[int, str] = {}
+    def of(
+        self, lines: Iterable[LogLine], current: dict[int, str] | None = None
+    ) -> Iterator[LogLine]:
+        """Of these lines the wanted ones. In each rank's log a line says which attempt begins.
+
+        `current` keeps the attempt of each rank from one call to the next.
+        """
+        current = {} if current is None else current
         for line in lines:
             if match := _ATTEMPT.match(line.text):
                 current[line.rank] = match[1]
@@ -155,14 +160,13 @@ class _Tails:
     tails: dict[Path, _Tail] = field(default_factory=dict)
 
     def read(self) -> Iterator[LogLine]:
-        for log in self.find():
-            tail = self.tails.setdefault(log.path, _Tail(log=log))
-            yield from tail.read()
+        for lines in self.read_each():
+            yield from lines
 
-    def skip_to_last(self, count: int) -> None:
-        """Start `count` lines before the present end of each file."""
+    def read_each(self) -> Iterator[Iterator[LogLine]]:
+        """The lines of each file that were ended since the last call."""
         for log in self.find():
-            self.tails[log.path] = _Tail(log=log, offset=_offset_of_last(log.path, count))
+            yield self.tails.setdefault(log.path, _Tail(log=log)).read()
 
     def flush(self) -> Iterator[LogLine]:
         for tail in self.tails.values():
@@ -172,6 +176,7 @@ class _Tails:
 def follow(
     find: Callable[[], list[LogFile]],
     done: Callable[[], bool],
+    wanted: Wanted | None = None,
     *,
     last: int | None = None,
     interval_seconds: float = 0.5,
@@ -183,33 +188,22 @@ def follow(
         find: lists the files; asked again each time, since requeues and new jobs bring new ones.
         done: whether nothing will be written any more; asked before the last reading, so that what
             was written up to then is not missed.
-        last: start with this many lines of each file that is there already; None for all.
+        wanted: which lines; None for all.
+        last: start with so many of the wanted lines of each file that is there; None for all.
         interval_seconds: pause between readings.
         sleep: the clock, for tests.
     """
-    tails = _Tails(find=find)
-    if last is not None:
-        tails.skip_to_last(last)
+    tails, wanted = _Tails(find=find), wanted or Wanted()
+    attempts: dict[int, str] = {}
+    for lines in tails.read_each() if last is not None else ():
+        yield from deque(wanted.of(lines, attempts), maxlen=last)
     finished = False
     while not finished:
         finished = done()
-        yield from tails.read()
+        yield from wanted.of(tails.read(), attempts)
         if not finished:
             sleep(interval_seconds)
-    yield from tails.flush()
-
-
-def _offset_of_last(path: Path, count: int) -> int:
-    """Where the last `count` ended lines of a file begin; an unfinished one is always read."""
-    starts: deque[int] = deque(maxlen=count + 1)
-    offset = 0
-    starts.append(0)
-    with path.open("rb") as stream:
-        for line in stream:
-            offset += len(line)
-            if line.endswith(b"\n"):
-                starts.append(offset)
-    return starts[0]
+    yield from wanted.of(tails.flush(), attempts)
 
 
 def _clean(line: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.batch import RequestError
 from cluster.contract import SchedulerError
+from cluster.fsio import DamagedFile
 from cluster.snapshot import SnapshotError
 from orchestrator.errors import RecipeErrors, Refused
 from orchestrator.naming import UnknownName
@@ -22,6 +23,9 @@ def describe(error: Exception) -> tuple[int, str]:
         return INVALID_INPUT, f"error: {error}"
     if isinstance(error, SchedulerError | SnapshotError | TrackingError):
         return SITE_PROBLEM, f"error: {error}"
+    if isinstance(error, DamagedFile):
+        remedy = "restore it from a copy or move it away; other stages and runs are not affected"
+        return SITE_PROBLEM, f"error: {error}\n  {remedy}"
     if isinstance(error, OSError):
         return SITE_PROBLEM, f"error: {_os_error(error)}"
     name = type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -108,6 +108,7 @@ def logs(
     """Print what the ranks of a stage wrote, in all attempts and jobs."""
     from orchestrator import answers
     from orchestrator import logs as files
+    from orchestrator.errors import Refused
     from orchestrator.naming import find_stage, find_target
     from orchestrator.record import folder_jobs, stage_folder
 
@@ -126,13 +127,20 @@ def logs(
         from orchestrator.waiting import stage_is_done
 
         done = stage_is_done(run_id, stage, chosen, _executor(chosen, run_id))
-        coming = files.follow(find, done, last=lines)
-        return answers.show_lines(wanted.of(coming), prefix=rank is None)
+        coming = files.follow(find, done, wanted, last=lines)
+        return answers.show_lines(coming, prefix=rank is None)
     found = find()
+    if not found and rank is not None and (others := files.find_logs(folder.logs)):
+        ranks = sorted({log.rank for log in others})
+        raise Refused(f"--rank {rank}: {run_id}:{stage} has logs of {_told(ranks)}")
     if not found:
         print(f"{run_id}:{stage} has written nothing yet in {folder.logs}", file=sys.stderr)
     several = len({log.rank for log in found}) > 1
     return answers.show_lines(wanted.last(found, lines), prefix=several)
+
+
+def _told(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
 def resume(

@@ -252,7 +252,10 @@ class Store:
             return []
         found = []
         for folder in self.runs.iterdir():
-            run = fsio.read_json_or_none(folder / "run.json")
+            try:
+                run = fsio.read_json_or_none(folder / "run.json")
+            except fsio.DamagedFile:  # it is still a run: whoever asks for it is told
+                run = {"created_at": folder.stat().st_mtime}
             if run is not None:
                 found.append((run["created_at"], folder.name))
         return [name for _, name in sorted(found)]

@@ -165,7 +165,9 @@ def test_logs_are_printed_with_the_rank_where_there_are_several(
         (run.stage("pretrain").logs / f"{job}_{rank}_log.out").write_text(f"I am {rank}\n")
     assert orchestrate("logs", "demo:pre").stdout == "[0] I am 0\n[1] I am 1\n"
     assert orchestrate("logs", "demo:pre", "--rank", "1").stdout == "I am 1\n"
-    assert orchestrate("logs", "latest:pre", "--rank", "7").stderr.startswith("demo-0123abcd:pre")
+    answer = orchestrate("logs", "latest:pre", "--rank", "7")
+    assert answer.exit_code == 2
+    assert "--rank 7: demo-0123abcd:pretrain has logs of ranks 0 to 1\n" in answer.stderr
 
 
 def test_logs_without_a_stage_lists_the_stages(run: FabricatedRun, orchestrate: Invoke) -> None:
@@ -503,3 +505,45 @@ def test_the_doctor_fails_where_the_store_cannot_be_written(
     result = orchestrate("doctor", "--store", str(tmp_path / "file"))
     assert result.exit_code == 3
     assert "cannot write" in result.stdout
+
+
+def test_a_damaged_file_is_named_and_keeps_no_other_run_from_the_list(
+    run: FabricatedRun, orchestrate: Invoke
+) -> None:
+    other = FabricatedRun(run.store.root, run_id="other-ffff0000")
+    (other.store.run_dir(other.run_id) / "run.json").write_text("{")
+    listed = orchestrate("list", "--json")
+    assert [one["id"] for one in json.loads(listed.stdout)["runs"]] == [run.run_id]
+    assert "warning: other-ffff0000 is left out: " in listed.stderr
+    run.submitted("pretrain")
+    (run.started("pretrain") / "exit.json").write_text('{"deci')
+    asked = orchestrate("status", run.run_id)
+    assert asked.exit_code == 3
+    assert "exit.json: not valid JSON" in asked.stderr and "move it away" in asked.stderr
+
+
+def test_a_store_with_dots_is_told_without_them(
+    run: FabricatedRun, orchestrate: Invoke, tmp_path: Path
+) -> None:
+    dotted = tmp_path / "x" / ".." / "store"
+    (tmp_path / "x").mkdir()
+    listed = orchestrate("status", "--json", "--store", str(dotted))
+    assert json.loads(listed.stdout)["run"]["store"] == str(run.store.root.resolve())
+
+
+def test_options_that_would_do_nothing_are_refused(orchestrate: Invoke, recipe: str) -> None:
+    for words in (["doctor", "--nodes", "2"], ["plan", recipe, "--sbatch", "--json"]):
+        assert orchestrate(*words).exit_code == 2
+
+
+def test_the_doctor_tells_what_it_found_here_though_its_job_was_refused(
+    orchestrate: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SchedulerError("sbatch: no such partition")
+
+    monkeypatch.setattr("orchestrator.job_checkup.examine", refuse)
+    answer = orchestrate("doctor", "--job", "--json")
+    found = {check["name"]: check for check in json.loads(answer.stdout)["checks"]}
+    assert answer.exit_code == 3 and len(found) > 1
+    assert found["job"]["found"] == "sbatch: no such partition"

@@ -176,6 +176,13 @@ def test_a_reader_that_leaves_early_gets_no_traceback(
     process.wait(timeout=60)
 
 
+def test_a_closed_stream_is_no_error(environment: dict[str, str]) -> None:
+    words = [sys.executable, "-m", "orchestrator.cli", "list", "recipes"]
+    closed = ["bash", "-c", 'exec "$@" >&-', "bash", *words]
+    done = subprocess.run(closed, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_debug_may_stand_behind_the_command(environment: dict[str, str]) -> None:
     code, _, err = orchestrate(environment, "status", "--debug")
     assert code == 2

@@ -17,13 +17,16 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import fsio
-from cluster.contract import Executor, JobHandle, JobRequest, Resources
+from cluster.contract import Executor, JobHandle, JobRequest, Phase, Resources, SchedulerError
 from cluster.executors import EXECUTORS
 from cluster.slurm import SlurmExecutor
 from orchestrator.cli import app
+from orchestrator.drill import Fault, Target, find_target
+from orchestrator.drill_watch import follow
 from orchestrator.handover import Order, hand_over
+from orchestrator.naming import UnknownName
 from orchestrator.store import Store
-from tests.orchestrator.fabricated import FabricatedRun
+from tests.orchestrator.fabricated import FabricatedRun, FakeExecutor
 from tests.slurm_cluster import PrivateSlurm
 
 REPOSITORY = Path(__file__).parents[2]
@@ -217,6 +220,7 @@ from cluster.contract import Resources
 from cluster.local import LocalExecutor
 from tests.orchestrator.test_drill import RUN, submit
 from orchestrator.record import stage_folder
+from orchestrator.naming import UnknownName
 from orchestrator.store import Store
 root = Path(sys.argv[1])
 executor = LocalExecutor(kill_seconds=2, stop_seconds=20)
@@ -267,3 +271,44 @@ def test_a_drill_needs_one_fault_and_a_stage_that_runs(
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert told in result.stderr
+
+
+def test_only_stages_whose_job_runs_are_offered(tmp_path: Path) -> None:
+    run = FabricatedRun(tmp_path)
+    jobs = [run.submitted(name) for name in ("pretrain", "probe")]
+    for name in ("pretrain", "probe"):
+        run.started(name)
+    executor = FakeExecutor(phases={jobs[0]: Phase.GONE, jobs[1]: Phase.RUNNING})
+    with pytest.raises(UnknownName, match=r"report does not run; known: probe$"):
+        find_target(run.run_id, "report", run.store, executor)
+
+
+def test_a_scheduler_that_is_away_does_not_end_the_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, executor, said = FabricatedRun(tmp_path), FakeExecutor(), list[str]()
+    run.submitted("pretrain")
+    run.started("pretrain")
+
+    def away(handles: Sequence[JobHandle]) -> None:
+        raise SchedulerError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(executor, "query", away)
+    target = Target(
+        run_id=run.run_id,
+        stage="pretrain",
+        folder=run.stage("pretrain").path,
+        executor="slurm",
+        job="1",
+        raw_job="1",
+        attempt="s001r000",
+        hosts=("n14",),
+        world_size=1,
+        step=3,
+        saved=0,
+    )
+    report = follow(
+        Fault.HANG, "kill", target, run.store, executor, said.append, patience_seconds=0
+    )
+    assert report.verdict.startswith("not past step 3")
+    assert "the scheduler does not answer" in said[0]

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.errors import Refused
 from orchestrator.logs import (
+    LogFile,
     LogLine,
     Wanted,
     attempt_named,
@@ -29,7 +30,10 @@ def texts(lines: list[LogLine]) -> list[str]:
 
 
 def collect(
-    folder: Path, steps: list[Callable[[], None]], last: int | None = None
+    folder: Path,
+    steps: list[Callable[[], None]],
+    last: int | None = None,
+    wanted: Wanted | None = None,
 ) -> list[LogLine]:
     """Follow while `steps` happen, one in each pause; done when none is left."""
     left = list(steps)
@@ -37,7 +41,10 @@ def collect(
     def sleep(seconds: float) -> None:
         left.pop(0)()
 
-    return list(follow(lambda: find_logs(folder), lambda: not left, last=last, sleep=sleep))
+    def find() -> list[LogFile]:
+        return find_logs(folder)
+
+    return list(follow(find, lambda: not left, wanted, last=last, sleep=sleep))
 
 
 def test_only_log_files_are_found_job_by_job_and_rank_by_rank(tmp_path: Path) -> None:
@@ -127,6 +134,17 @@ def test_following_can_start_with_the_last_lines(tmp_path: Path) -> None:
     write(tmp_path, "4_0_log.out", "one\ntwo\nthree\nunfinished")
     lines = collect(tmp_path, [lambda: write(tmp_path, "4_0_log.out", " line\nfour\n")], last=1)
     assert texts(lines) == ["0:three", "0:unfinished line", "0:four"]
+
+
+def test_following_filters_before_it_takes_the_last_lines(tmp_path: Path) -> None:
+    begin = "orchestrate: attempt s001r00{} of pretrain\n"
+    write(tmp_path, "4_0_log.out", begin.format(0) + "loss 0\n" + begin.format(1))
+    write(tmp_path, "4_0_log.out", "loss 1\nloss 2\nother\nother\n")
+    wanted = Wanted(attempt="s001r001", pattern=pattern("loss"))
+    lines = collect(
+        tmp_path, [lambda: write(tmp_path, "4_0_log.out", "other\nloss 3\n")], 1, wanted
+    )
+    assert texts(lines) == ["0:loss 2", "0:loss 3"]
 
 
 def test_following_a_finished_stage_prints_it_and_ends(tmp_path: Path) -> None:
