@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.signalled and origin is not None:
         seen = _in_a_hurry(attempt, origin, seen)
     wanted = _rehearsed(attempt, decide(seen.ending))
+    if wanted.cause == "superseded" and superseded(attempt.stage, attempt.submission, os.environ):
+        return exit_code(wanted)  # the attempt of that number is one of the job that goes on
     decision = _act(attempt, origin, seen, _possible(origin, seen, wanted))
     code = seen.ending.exit_code
     how = "was told to end" if options.signalled else f"ended with exit code {code}"
@@ -145,7 +147,8 @@ def _act(attempt: Attempt, origin: Origin | None, seen: Seen, decision: Decision
     if not decision.ask:
         if decision.action == "requeue":
             _change(origin, _changes(attempt, seen, decision))
-        else:
+        elif decision.action == "stop" or not asked:
+            # One that was asked for ends with success, as what waits for this job needs.
             give_up(origin, failed=decision.action == "stop")
         return decision
     refusal = _insist(origin, _changes(attempt, seen, decision))
@@ -200,10 +203,11 @@ def _keep_requeue(decision: Decision, earlier: Mapping[str, Any]) -> Decision:
     """The requeue was asked for when the signal came: the job comes back, whatever is known now."""
     if decision.action == "finished":
         return replace(decision, ask=False)
+    news = bool(decision.exclude) and not earlier.get("exclude")
     return replace(
         decision,
         action="requeue",
-        reason=str(earlier.get("reason", decision.reason)),
+        reason=decision.reason if news else str(earlier.get("reason", decision.reason)),
         self_ended=bool(earlier.get("self_ended")),
         ask=False,
         withdraw=False,

@@ -148,6 +148,7 @@ def test_at_term_the_requeue_is_asked_for_before_anything_about_nodes(
     written = record(stage)
     assert (written["cause"], written["exclude"]) == ("node_failure", ["n2"])
     assert written["requeue_asked"]
+    assert "n2 failed; without n2 from now on" in written["reason"]
 
 
 @pytest.mark.parametrize(
