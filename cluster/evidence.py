@@ -128,13 +128,23 @@ def ask(*words: str) -> str | None:
 def history(attempt: Attempt) -> tuple[Mapping[str, Any], ...]:
     """exit.json of the stage's earlier attempts, oldest first, with `submission` added."""
     past = []
-    for folder in sorted(attempt.folder.parent.glob("s*r*")):
-        match = ATTEMPT.fullmatch(folder.name)
+    for (submission, _), folder in attempts_before(
+        attempt.stage, attempt.submission, attempt.restart
+    ):
         record = read(folder / "exit.json")
-        if match is None or record is None or folder.name >= attempt.folder.name:
-            continue
-        past.append({**record, "submission": int(match.group(1))})
+        if record is not None:
+            past.append({**record, "submission": submission})
     return tuple(past)
+
+
+def attempts_before(
+    stage: Path, submission: int, restart: int
+) -> list[tuple[tuple[int, int], Path]]:
+    """Folders of the attempts before one, oldest first, by the numbers in their names, which have
+    three digits or more."""
+    folders = (stage / "attempts").glob("s*r*")
+    found = [((int(m[1]), int(m[2])), f) for f in folders if (m := ATTEMPT.fullmatch(f.name))]
+    return sorted(one for one in found if one[0] < (submission, restart))
 
 
 def _past(record: Mapping[str, Any]) -> PastAttempt:

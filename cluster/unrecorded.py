@@ -11,7 +11,14 @@ from typing import Any
 
 from cluster import fsio
 from cluster.causes import RULES, Cause
-from cluster.evidence import ATTEMPT, hosts, lost_nodes, partition_size, read, scheduler_view
+from cluster.evidence import (
+    attempts_before,
+    hosts,
+    lost_nodes,
+    partition_size,
+    read,
+    scheduler_view,
+)
 from cluster.exclusion import admit
 from cluster.inside import job_fields
 from cluster.progress import committed_step
@@ -33,8 +40,8 @@ def record_lost(stage: Path, submission: int, restart: int) -> None:
         restart: the number of the attempt that asks, which comes after all that were lost.
     """
     name = f"s{submission:03d}r{restart:03d}"
-    for folder in sorted((stage / "attempts").glob(f"s{submission:03d}r*")):
-        if ATTEMPT.fullmatch(folder.name) is None or folder.name >= name:
+    for (owner, _), folder in attempts_before(stage, submission, restart):
+        if owner != submission:
             continue
         start = read(folder / "start.json")
         if start is None or any((folder / f"{end}.json").exists() for end in ("end", "exit")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import pytest
 
 from cluster import fsio, prologue
 from cluster.contract import ExitCode, JobHandle
+from cluster.evidence import attempts_before
 from cluster.inside import Changes, Origin, origin_of
 from cluster.patience import Patience
 from cluster.successor import queue, replace_by, successors
 from orchestrator.store import StageDir, Submission
 
+REPOSITORY = Path(prologue.__file__).parents[1]
 SCHEDULER = """\
 #!/bin/sh
 case "$0 $*" in
@@ -116,6 +120,16 @@ def test_a_job_that_is_requeued_although_it_has_a_successor_leaves(
     site.start("5")
     site.patch.setenv("SLURM_RESTART_COUNT", "1")
     _leaves(site, capsys, "job 70 goes on with the stage", base=0)
+
+
+def test_a_job_that_leaves_for_another_one_ends_no_attempt_of_that(site: Site) -> None:
+    """Where the answer to a requeue was lost there are both: a job that came back, a successor."""
+    site.start("5")
+    site.patch.setenv("SLURM_RESTART_COUNT", "1")
+    words = [str(site.stage), "--submission", "1", "--exit-code", str(int(ExitCode.SUPERSEDED))]
+    command = [sys.executable, "-m", "cluster.epilogue", *words]
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == ExitCode.SUPERSEDED
+    assert not (site.stage / "attempts" / "s001r001").exists()
 
 
 def test_a_successor_that_cannot_be_queued_does_not_keep_the_attempt_from_working(
@@ -245,5 +259,7 @@ def test_a_row_of_jobs_that_end_before_they_can_record_it_comes_to_an_end(
 def test_attempts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for name in ("s001r1000", "s001r999", "s002r000", "s1000r000"):
         fsio.make_dir(tmp_path / "attempts" / name)
+    before = [number for number, _ in attempts_before(tmp_path, 2, 0)]
+    assert before == [(1, 999), (1, 1000)]
     names = [one["id"] for one in StageDir(tmp_path).attempt_records()]
     assert names == ["s001r999", "s001r1000", "s002r000", "s1000r000"]
