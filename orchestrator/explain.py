@@ -139,7 +139,7 @@ def explain(
         return Told(reason="a job it depends on did not succeed", next=commands.resume())
     if status == "cancelled" and record.cancel is not None:
         return Told(reason=_cancelled(record.cancel), next=commands.resume())
-    if status == "lost":
+    if status in ("lost", "cancelled"):  # by scancel, which leaves no record of who
         return _lost(record, state, commands)
     words = _going_on(status, record, state, commands)
     if status == "waiting" and state is not None and hopeless(state.reason):

@@ -225,13 +225,19 @@ def facts_of(record: StageRecord, state: JobState | None) -> Facts:
     now = record.current
     return Facts(
         result=record.result is not None,
-        cancelled=record.cancel is not None,
+        cancelled=record.cancel is not None or _by_scancel(now),
         submitted=(record.submission is not None and not record.claimed) or bool(record.adopted),
         last=last_of(now),
         stopped=bool(now and now["exit"] and _gave_up(now["exit"])),
         phase=state.phase if state else None,
         never_starts=bool(state and "DependencyNeverSatisfied" in state.reason),
     )
+
+
+def _by_scancel(attempt: Attempt | None) -> bool:
+    """Whether the epilogue found that a person had ended the job without telling the store."""
+    ended = (attempt or {}).get("exit") or {}
+    return ended.get("cause") == "cancelled" and ended.get("decision") == "stop"
 
 
 def _gave_up(ended: Mapping[str, Any]) -> bool:

@@ -276,6 +276,10 @@ def test_a_hard_kill_that_the_epilogue_gave_up_on_is_told_from_its_record(
         ({"exit_code": 75, "self_ended": True, "reason": "3 attempts in a row"}, "failed"),
         ({"exit_code": 75, "self_ended": False, "reason": "interrupted"}, "lost"),
         (
+            {"exit_code": 75, "self_ended": False, "cause": "cancelled", "reason": "by scancel"},
+            "cancelled",
+        ),
+        (
             {"exit_code": 1, "self_ended": False, "job_exit_code": 0, "reason": "no result"},
             "failed",
         ),
