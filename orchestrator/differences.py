@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import fsio
 from orchestrator.identity import code_closure, code_modules, without
 from orchestrator.store import Store
 
@@ -72,8 +73,16 @@ def _earlier(run_id: str, store: Store) -> Iterator[str]:
     for other in reversed(store.run_ids()):
         if other == run_id:
             before = False
-        elif not before and store.read_run(other)["recipe"] == recipe:
+        elif not before and _recipe(other, store) == recipe:
             yield other
+
+
+def _recipe(run_id: str, store: Store) -> str | None:
+    """None where its file is damaged, which `list` tells."""
+    try:
+        return str(store.read_run(run_id)["recipe"])
+    except fsio.DamagedFile:
+        return None
 
 
 def _entry(run_id: str, stage: str, store: Store) -> Mapping[str, Any] | None:

@@ -24,7 +24,7 @@ def describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, SchedulerError | SnapshotError | TrackingError):
         return SITE_PROBLEM, f"error: {error}"
     if isinstance(error, DamagedFile):
-        remedy = "restore it from a copy or move it away; other stages and runs are not affected"
+        remedy = "restore it from a copy, or move it away if what it tells can be missed"
         return SITE_PROBLEM, f"error: {error}\n  {remedy}"
     if isinstance(error, OSError):
         return SITE_PROBLEM, f"error: {_os_error(error)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -511,7 +512,10 @@ def test_a_damaged_file_is_named_and_keeps_no_other_run_from_the_list(
     run: FabricatedRun, orchestrate: Invoke
 ) -> None:
     other = FabricatedRun(run.store.root, run_id="other-ffff0000")
-    (other.store.run_dir(other.run_id) / "run.json").write_text("{")
+    damaged = other.store.run_dir(other.run_id) / "run.json"
+    damaged.write_text("{")
+    os.utime(damaged.parent, (1.0, 1.0))  # before the run that is asked about
+    assert orchestrate("why", run.run_id).exit_code == 0
     listed = orchestrate("list", "--json")
     assert [one["id"] for one in json.loads(listed.stdout)["runs"]] == [run.run_id]
     assert "warning: other-ffff0000 is left out: " in listed.stderr
