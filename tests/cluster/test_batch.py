@@ -153,6 +153,21 @@ def test_no_setup_of_a_site_keeps_the_epilogue_from_deciding(
     assert len(calls) == (2 if code == "70" else 1)
 
 
+@pytest.mark.parametrize(("answer", "sent"), [(0, 300), (75, 10)])
+def test_a_second_term_is_acted_on_only_where_nobody_had_ended_the_job(
+    answer: int, sent: int, plain_shell: None, tmp_path: Path
+) -> None:
+    told, tool = tmp_path / "told", tmp_path / "tool"
+    tool.write_text(f'#!/bin/bash\necho "$@" >> {told}\nexit {answer}\n')
+    tool.chmod(0o755)
+    enough = f'[ "$(grep -c signalled {told})" -lt 2 ] || break'
+    again = f"for n in {{1..{sent}}}; do kill -TERM $$; sleep 0.1; {enough}; done"
+    script = SlurmExecutor().render(request(epilogue=(str(tool), "epilogue")))
+    script = f"srun() {{ {again}; }}\n{script}"
+    subprocess.run(["/bin/bash"], input=script, capture_output=True, text=True)
+    assert (told.read_text().count("--signalled") > 1) is (answer == 0)
+
+
 def test_no_partition_or_account_is_written_unless_given(plain_shell: None) -> None:
     text = SlurmExecutor().render(request())
     for option in ("partition", "account", "qos", "mem", "gpus", "gres", "wckey", "dependency"):
