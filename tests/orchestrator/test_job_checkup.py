@@ -91,9 +91,9 @@ def test_what_it_found_is_kept_for_submissions(
 def test_a_job_that_does_not_start_in_time_is_taken_back(
     ended: dict[str, tuple[int, str, str]],
 ) -> None:
-    code, _, err = ended["waits"]
+    code, out, _ = ended["waits"]
     assert code == 3
-    assert "still waited (BeginTime)" in err and "--patience" in err
+    assert "still waited (BeginTime)" in out and "--patience" in out
 
 
 def test_ctrl_c_takes_the_job_back(
@@ -108,7 +108,7 @@ def test_gpus_that_a_cluster_does_not_have_are_refused_at_once(
 ) -> None:
     """Both spellings and one node are tried before; what was said to the first is told."""
     process = start(slurm_without_gpus, "--gpus", "1")
-    _, err = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 3
-    assert "Invalid generic resource" in err
+    assert "Invalid generic resource" in out
     assert slurm_without_gpus.live() == set()
