@@ -122,12 +122,10 @@ def _end_of_the_one_before(origin: Origin, patience: Patience) -> str | None:
     job = _job_before(origin)
     if job is None:
         return None
-    known = _shown(job.job_id, patience)
+    known = _shown(job.job_id, patience) or _remembered(job)
     if known is None:
         if (folder / "end.json").exists():
             return None  # its ranks have saved and left, as they do when SLURM ends the job
-        known = _remembered(job)
-    if known is None:
         return f"how job {job.job_id} ended is not known any more; `orchestrate resume` goes on"
     cancelled = known.get("JobState", "").startswith("CANCELLED")
     if not cancelled or scheduler_view(known, 0).preempted:
