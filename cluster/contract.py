@@ -177,8 +177,8 @@ class JobRequest:
     `ExitCode.SUPERSEDED`, which is that of the job then. All get `target` behind their own words.
     `log_dir` receives one file a rank, appended across restarts. `after` are jobs that must succeed
     first, or just end where this one must not be requeued (see `Resources`). `env` is set for the
-    ranks and the epilogue, on top of what the executor passes on. `task` is the job's number in an array. `folders` are what the ranks must
-    see, also where they run in a container.
+    ranks and the epilogue, on top of what the executor passes on. `task` is the job's number in an
+    array. `folders` are what the ranks must see, also where they run in a container.
     """
 
     name: str
