@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import fsio
+from cluster.contract import ExitCode
 from cluster.heartbeat import Heart
 from cluster.ranks import RankEnv
 from orchestrator.outcome import Outcome
@@ -51,6 +52,33 @@ class Attempt:
     def main(self) -> bool:
         """Whether this is rank 0, the only writer of results."""
         return self.ranks.rank == 0
+
+
+def overtaken_by(attempt: Attempt) -> str | None:
+    """What works on the stage in place of this attempt by now, if anything does.
+
+    The scheduler may have given up a node whose ranks are alive, and begun again elsewhere.
+    """
+    newest = (attempt.stage.latest_intent() or {}).get("n", 0)
+    if newest > attempt.submission:
+        return f"submission {newest}"
+    begun = (path.parent.name for path in attempt.stage.attempts.glob("*/start.json"))
+    own = f"s{attempt.submission:03d}r"
+    restarts = (name.removeprefix(own) for name in begun if name.startswith(own))
+    later = [int(number) for number in restarts if number.isdecimal()]
+    last = max(later, default=0)
+    return f"attempt {own}{last:03d}" if last > attempt.restart else None
+
+
+def leave_if_overtaken(attempt: Attempt) -> None:
+    """End this process at once where another attempt has begun: nothing more must be committed.
+
+    Called by rank 0 before it commits; its job ends with it, and no record of the end is written.
+    """
+    other = overtaken_by(attempt)
+    if other is not None:
+        print(f"orchestrate: {other} works on {attempt.stage.path.name} now; leaving", flush=True)
+        os._exit(ExitCode.SUPERSEDED)
 
 
 def record_start(attempt: Attempt) -> None:

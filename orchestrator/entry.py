@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,13 @@ from cluster.ranks import (
 )
 from cluster.successor import superseded
 from cluster.unrecorded import record_lost
-from orchestrator.attempt import Attempt, print_outcome, record_end, record_start
+from orchestrator.attempt import (
+    Attempt,
+    leave_if_overtaken,
+    print_outcome,
+    record_end,
+    record_start,
+)
 from orchestrator.inputs import verify_inputs
 from orchestrator.notes import Notes
 from orchestrator.origin import origin_of
@@ -144,6 +151,7 @@ def _run_attempt(attempt: Attempt, stop: StopFlag) -> int:
         inputs = verify_inputs(attempt.stage, spec, digests=attempt.main)
         result = _run_stage(attempt, spec, inputs, stop)
         if attempt.main:
+            leave_if_overtaken(attempt)
             write_result(attempt.stage, spec, inputs, result, attempt.id)
         outcome = Outcome.succeeded(result.steps)
     except BaseException as error:
@@ -212,6 +220,7 @@ def _context(
         report_progress=report_progress,
         origin=origin_of(stage, attempt.submission, spec),
         beat=_beat(attempt),
+        fence=partial(leave_if_overtaken, attempt),
     )
 
 

@@ -67,6 +67,10 @@ def _nobody_watches(phase: Phase, step: int) -> None:
     """Stands in where no watchdog runs."""
 
 
+def _alone() -> None:
+    """Stands in where there is no other attempt."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """What a stage is part of, for results that tell people; empty where it was run by hand.
@@ -93,7 +97,8 @@ class StageContext:
     may vanish at any time. `stop_requested` is this rank's flag; loops agree on it over all ranks
     before they act. `log_metrics` and `report_progress` do something on rank 0 only and never block
     on a server. `beat` tells the watchdog of this rank that it is alive and what it does next: a
-    phase and the optimizer step; see `Phase`.
+    phase and the optimizer step; see `Phase`. `fence` ends this process where a later attempt works
+    on the stage by now; rank 0 calls it before it commits.
     """
 
     inputs: Mapping[str, tuple[Artifact, ...]]
@@ -111,6 +116,7 @@ class StageContext:
     log_metrics: Callable[[int, Mapping[str, float]], None]
     report_progress: Callable[[Progress], None]
     beat: Callable[[Phase, int], None] = _nobody_watches
+    fence: Callable[[], None] = _alone
     origin: Origin = Origin()
 
     def one(self, slot: str) -> Artifact:

@@ -127,7 +127,7 @@ class _Training:
         if config.ema_decay is not None:
             with engine.full_weights():
                 self._ema = ema.attach(engine.model, config.ema_decay)
-        self._saver = Saver(ctx.checkpoint_dir, engine, config, ctx.stop_requested)
+        self._saver = Saver(ctx.checkpoint_dir, engine, config, ctx.stop_requested, ctx.fence)
         self._step, loop = self._saver.restore()
         self._source = batches(self._step)
         self._total = total_steps(config, self._source.steps_per_epoch)

@@ -62,10 +62,18 @@ class Saver:
     """
 
     def __init__(
-        self, directory: Path, engine: Engine, config: TrainFields, sign: Callable[[], object]
+        self,
+        directory: Path,
+        engine: Engine,
+        config: TrainFields,
+        sign: Callable[[], object],
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
-        """`sign` tells the watchdog that this rank lives; called while a save is waited for."""
-        self._directory, self._sign = directory, sign
+        """`sign` tells the watchdog that this rank lives; called while a save is waited for.
+
+        `fence` is called before each commit, and does not return where another attempt has begun.
+        """
+        self._directory, self._sign, self._fence = directory, sign, fence
         self._engine = engine
         self._config = config
         self._snapshot, self._background = Snapshot(engine.raw.device), Background()
@@ -279,6 +287,7 @@ class Saver:
         checkpoint.note_written(folder, rank, written)
 
     def _commit(self, step: int) -> None:
+        self._fence()
         checkpoint.commit(
             self._directory,
             step,

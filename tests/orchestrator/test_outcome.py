@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from cluster import fsio
 from cluster.contract import ExitCode
+from cluster.ranks import rank_environment
+from orchestrator.attempt import Attempt, leave_if_overtaken, overtaken_by, record_start
 from orchestrator.outcome import classify
+from orchestrator.store import StageDir
 from recipes.contract import (
     ConfigurationError,
     DivergedError,
@@ -146,3 +152,25 @@ def test_what_follows_from_a_process_killed_for_memory_is_called_so() -> None:
         assert "resources.mem_gb" in outcome.message and str(error) in outcome.message
     assert classify(DivergedError("x"), 3, oom_killed=True).cause == "diverged"
     assert classify(OutOfMemoryError("CUDA"), 3, oom_killed=True).cause == "out_of_memory"
+
+
+def test_who_was_overtaken_leaves_before_it_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = StageDir(tmp_path / "pretrain-0123456789ab")
+    stage.claim(1, "a-name", {})
+    ranks = rank_environment({})
+    early = Attempt(stage=stage, submission=1, restart=999, ranks=ranks, resources={}, tracking={})
+    fsio.make_dir(early.folder)
+    record_start(early)
+    assert overtaken_by(early) is None
+    fsio.make_dir(replace(early, restart=1000).folder)
+    record_start(replace(early, restart=1000))
+    assert overtaken_by(early) == "attempt s001r1000"
+    assert overtaken_by(replace(early, restart=1000)) is None
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    leave_if_overtaken(early)
+    assert codes == [76]
+    stage.claim(2, "a-name", {})
+    assert overtaken_by(replace(early, restart=1000)) == "submission 2"
