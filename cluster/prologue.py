@@ -124,9 +124,10 @@ def _end_of_the_one_before(origin: Origin, patience: Patience) -> str | None:
         return None
     known = _shown(job.job_id, patience) or _remembered(job)
     if known is None:
-        if (folder / "end.json").exists():
-            return None  # its ranks have saved and left, as they do when SLURM ends the job
-        return f"how job {job.job_id} ended is not known any more; `orchestrate resume` goes on"
+        # Of the two, that its node was lost is common, and that a person has killed it, script and
+        # all, and not by `orchestrate cancel`, is rare: a pipeline must not wait for anybody.
+        _say(f"how job {job.job_id} ended is not known any more; goes on from its checkpoint")
+        return None
     cancelled = known.get("JobState", "").startswith("CANCELLED")
     if not cancelled or scheduler_view(known, 0).preempted:
         return None
