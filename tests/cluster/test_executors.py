@@ -115,7 +115,11 @@ def test_cancelling_a_queued_job_keeps_it_from_starting(bench: Bench) -> None:
 def test_a_job_is_found_by_name_only_while_it_waits_or_runs(bench: Bench) -> None:
     job = bench.submit("named", "--steps", "30")
     name = f"{bench.prefix}.named"
-    assert bench.executor.find(name) == job.handle
+    found = bench.executor.find(name)
+    assert found is not None
+    assert (found.executor, found.job_id) == (job.handle.executor, job.handle.job_id)
+    margin = job.handle.margin_seconds + found.margin_seconds
+    assert abs(found.submitted_at - job.handle.submitted_at) <= margin
     assert bench.executor.find(name + "x") is None
     bench.wait(job)
     assert bench.executor.find(name) is None

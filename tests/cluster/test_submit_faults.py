@@ -54,7 +54,7 @@ def test_twenty_submits_at_once_make_one_set_of_jobs(shell: LoginShell) -> None:
     assert len(shell.jobs()) == NUM_JOBS
     assert shell.sent()["sbatch"] == NUM_SBATCH
     # All of them tell the same jobs, whoever made them.
-    jobs = {tuple(re.findall(r"(?:run|attach)\s+(\S+)", out)) for out in outputs}
+    jobs = {tuple(re.findall(r"^\S+ +(?:run|attach) +(\S+)", out, re.M)) for out in outputs}
     assert len(jobs) == 1
 
 

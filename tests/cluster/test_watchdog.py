@@ -339,7 +339,7 @@ def test_a_hang_and_a_death_are_requeued_with_their_cause(bench: Bench) -> None:
     assert [state.exit_code for state in states] == [0, 0]
     assert hang.ended(0)["decision"] == death.ended(0)["decision"] == "requeue"
     assert (hang.ended(0)["exit_code"], death.ended(0)["exit_code"]) == (73, 137)
-    assert hang.ended(0)["reason"] == "a rank made no progress"
+    assert hang.ended(0)["reason"].startswith("a rank made no progress")
     records = hang.stage / "attempts" / "s001r000"
     assert fsio.read_json(records / "end.json")["message"].startswith("rank 2 on ")
     assert len(list(records.glob("stacks-rank*.txt"))) == 4

@@ -233,10 +233,11 @@ def test_a_stage_that_fails_ends_with_its_cause_its_log_and_the_next_command(
     )
     code, out, _ = orchestrate(environment, "submit", str(recipe))
     assert code == 1
-    cause, evidence, following = out.splitlines()[-3:]
+    cause, evidence, policy, following = out.splitlines()[-4:]
     assert cause.startswith("videos failed: an input is missing or damaged on ")
     assert str(tmp_path / "nothing") in cause
     log = Path(evidence.split()[1])
     assert str(tmp_path / "nothing") in log.read_text()
+    assert policy.startswith("  policy: not tried again")
     assert following.startswith("  next: orchestrate resume broken-")
     assert following.endswith(" --stage videos")

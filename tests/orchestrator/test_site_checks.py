@@ -114,7 +114,7 @@ def test_a_rank_reads_the_private_file_itself(tmp_path: Path, mode: int, code: i
     stage.claim(1, "a-name", {"run_id": "r", "resources": {"env_file": str(file)}})
     stage.write_spec({"key": "k" * 64, "kind": "pretrain", "config": {}, "inputs": {}})
     command = [sys.executable, "-m", "orchestrator.entry", str(stage.path), "--submission", "1"]
-    shell = ("SLURM", "ORCHESTRATE", "OMP_")
+    shell = ("SLURM", "ORCHESTRATE", "OMP_", "LOCAL_RANK")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(shell)}
     done = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
     if code is None:
