@@ -160,7 +160,7 @@ def test_ctrl_c_on_this_machine_stops_and_a_second_submit_continues(
     assert "submitting the recipe again, or `orchestrate resume tiny-" in err
     status = json.loads(orchestrate(environment, "status", "--json")[1])
     (stage,) = status["stages"]
-    assert (stage["status"], status["run"]["done"]) == ("lost", True)
+    assert (stage["status"], status["run"]["done"]) == ("cancelled", True)
     assert stage["next"].startswith("orchestrate resume tiny-")
     assert orchestrate(environment, "submit", recipe)[0] == 0
 
