@@ -46,10 +46,13 @@ def main() -> int:
 
 
 def _fail(attempt: Path, rank: int, code: int, cause: str) -> int:
-    if not cause:  # a rank that is gone with its watchdog
+    if not cause:  # a rank that is gone with its watchdog; the others have noticed
+        while not list(attempt.glob("failure-rank*.json")):
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)
     record = {"rank": rank, "exit_code": code, "cause": cause, "at": time.time()}
     fsio.write_json(attempt / f"failure-rank{rank}.json", record)
+    time.sleep(1.0)  # in which those end that wait for this record
     return code
 
 
