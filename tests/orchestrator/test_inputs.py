@@ -64,9 +64,7 @@ def test_a_result_is_an_input_with_its_whole_content(upstream: StageDir) -> None
 
 def test_a_changed_byte_is_refused(upstream: StageDir) -> None:
     (upstream.outputs / "encoder.safetensors").write_bytes(b"weighty")
-    with pytest.raises(
-        InputError, match=r"encoder\.safetensors has another content"
-    ):
+    with pytest.raises(InputError, match=r"encoder\.safetensors has another content"):
         verify_inputs(_consumer(upstream), _spec(), digests=True)
 
 
